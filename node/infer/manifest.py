@@ -1,0 +1,94 @@
+"""`dicom.yaml`: what a MONAI Bundle does not say and a DICOM node must know of a model, as typed values.
+
+Types only; `node.infer.package` reads the file. The user's description of every field is `docs/models.md`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from node.dicom.codes import Code
+from node.dicom.conditions import When
+
+CIELabTriplet = tuple[
+    Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=-128, le=127)], Annotated[float, Field(ge=-128, le=127)]
+]
+
+
+class Section(BaseModel):
+    """A part of the manifest: immutable, and an unknown field is a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rank(StrEnum):
+    """How candidates for an input are ranked; the first rule that tells two volumes apart decides."""
+
+    THINNEST = "thinnest"  # smallest distance between slices
+    SOFTEST_KERNEL = "softest kernel"  # lowest sharpness of ConvolutionKernel where known
+    MOST_SLICES = "most slices"
+    NEWEST = "newest"  # latest acquisition
+
+
+class Limits(Section):
+    """What an input must satisfy; anything else is refused with a sentence, never run."""
+
+    slices_min: int = Field(default=1, ge=1)
+    spacing_max_mm: float | None = Field(default=None, gt=0)  # the largest of the three spacings
+    coverage_min_mm: float | None = Field(default=None, gt=0)  # extent along the slice normal
+    age_min_years: float | None = Field(default=None, ge=0)
+    age_max_years: float | None = Field(default=None, gt=0)
+
+
+class Input(Section):
+    """One input of the model: which series it wants and how to choose among candidates."""
+
+    when: When = Field(default_factory=When)  # conditions on DICOM keywords
+    rank: tuple[Rank, ...] = (Rank.THINNEST, Rank.SOFTEST_KERNEL, Rank.MOST_SLICES)
+    limits: Limits = Field(default_factory=Limits)
+
+
+class Segment(Section):
+    """What one label of the label map means (PS3.3 C.8.20.2, PS3.16 CID 7150, 7151)."""
+
+    name: str = Field(min_length=1, max_length=64)  # SegmentLabel is LO
+    category: Code = Code("SCT", "123037004", "Anatomical Structure")
+    type: Code
+    laterality: Literal["left", "right", "both", "unpaired"] | None = None
+    anatomic_region: Code | None = None
+    color_cielab: CIELabTriplet | None = None
+
+
+class Measurement(StrEnum):
+    """What is measured of each segment."""
+
+    VOLUME = "volume"  # mL
+    MEAN = "mean"  # of the image's values, in its unit
+    STANDARD_DEVIATION = "standard deviation"
+    MINIMUM = "minimum"
+    MAXIMUM = "maximum"
+
+
+class Manifest(Section):
+    """One model package's `dicom.yaml`."""
+
+    title: str = Field(min_length=1, max_length=64)
+    adapter: Literal["monai-bundle"] = "monai-bundle"
+    intended_use: str = Field(min_length=1)
+    licence_code: str = Field(min_length=1)
+    licence_weights: str = Field(min_length=1)
+    inputs: dict[str, Input] = Field(min_length=1)  # by the key of the bundle's data item
+    overrides: dict[str, Any] = Field(default_factory=dict)  # bundle ids set before it runs, `inferer#overlap: 0.25`
+    output: str = "pred"  # the key of the bundle's result
+    segments: dict[Annotated[int, Field(ge=1, le=65535)], Segment] = Field(min_length=1)
+    measurements: tuple[Measurement, ...] = (Measurement.VOLUME, Measurement.MEAN, Measurement.STANDARD_DEVIATION)
+    algorithm_family: Code = Code("DCM", "123109", "Artificial Intelligence")
+    timeout_s: float = Field(default=1800, gt=0)
+
+    @property
+    def label_names(self) -> dict[int, str]:
+        """Label value to the segment's name."""
+        return {value: segment.name for value, segment in self.segments.items()}
