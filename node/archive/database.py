@@ -1,0 +1,90 @@
+"""The database of the archive: opening it, its two kinds of transaction, and its version.
+
+SQLite runs in WAL mode with `synchronous=FULL`: a commit has reached the disk when it returns. A writer takes the write lock
+when its transaction begins (`BEGIN IMMEDIATE`), so no transaction fails half-way because another one wrote in between.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from node.archive import schema
+from node.errors import ArchiveError
+
+BUSY_TIMEOUT_S = 30.0
+
+
+class Database:
+    """Connections to the archive's database; safe to share between the threads of a process, not across a fork."""
+
+    def __init__(self, url: str, *, durable: bool = True):
+        """Open (and where needed make) the database at an SQLAlchemy `url`.
+
+        `durable=False` lets SQLite commit without waiting for the disk.
+        """
+        self.url = make_url(url)
+        self._durable = durable
+        self.engine: Engine = create_engine(self.url, pool_pre_ping=self.url.get_backend_name() != "sqlite")
+        if self.url.get_backend_name() == "sqlite":
+            event.listen(self.engine, "connect", self._prepare_sqlite)
+            event.listen(self.engine, "begin", _begin_sqlite)
+        self._bring_up()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads: one consistent view, never blocks a writer."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that writes; committed (durably) when the block ends, rolled back when it raises."""
+        with self.engine.connect().execution_options(radnode_write=True) as connection, connection.begin():
+            yield connection
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    def _prepare_sqlite(self, connection: Any, _entry: ConnectionPoolEntry) -> None:
+        connection.isolation_level = None  # transactions begin where `_begin_sqlite` says
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    def _bring_up(self) -> None:
+        try:
+            with self.write() as connection:
+                schema.metadata.create_all(connection)
+                version = connection.scalar(select(schema.schema_version.c.version))
+                if version is None:
+                    connection.execute(insert(schema.schema_version).values(version=schema.SCHEMA_VERSION))
+                    version = schema.SCHEMA_VERSION
+        except OperationalError as error:
+            raise ArchiveError(f"cannot open the database {self.url.render_as_string()}: {error.orig}") from error
+        if version != schema.SCHEMA_VERSION:
+            raise ArchiveError(
+                f"the database {self.url.render_as_string()} has schema version {version}, this radnode works with "
+                f"version {schema.SCHEMA_VERSION}: install the radnode that made it, or restore a backup"
+            )
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    write = connection.get_execution_options().get("radnode_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def record_event(connection: Connection, actor: str, study_uid: str, what: str) -> None:
+    """Write one line of a study's story, in the transaction of the change that it tells."""
+    connection.execute(insert(schema.events).values(at=time.time(), actor=actor, study_uid=study_uid, what=what))

@@ -1,0 +1,160 @@
+"""The rows of the archive as typed values: states as enums, records frozen, `from_row` the only door from the database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any, ClassVar, Self
+
+from sqlalchemy import Row
+
+
+class StudyState(StrEnum):
+    """Where a study stands on its way in."""
+
+    RECEIVING = "receiving"  # instances may still come: the quiet period has not passed
+    ROUTED = "routed"  # complete; at least one route wanted it and made its jobs
+    UNWANTED = "unwanted"  # complete and kept; no route wanted it, the reason says why
+    QUARANTINED = "quarantined"  # contradictory content (two patients): nothing is run on it
+
+
+class JobState(StrEnum):
+    """Where one model run stands."""
+
+    QUEUED = "queued"  # waits for a worker, or for its next attempt
+    RUNNING = "running"  # leased by a worker
+    DONE = "done"  # its results are in the archive
+    REFUSED = "refused"  # the model is not applicable; the reason says why
+    FAILED = "failed"  # it cannot succeed as it is (package changed, output is no result)
+    QUARANTINED = "quarantined"  # every allowed attempt failed or killed its worker
+    CANCELLED = "cancelled"  # a person said so
+
+
+class DeliveryState(StrEnum):
+    """Where one result stands on its way to one peer."""
+
+    PENDING = "pending"  # to be sent, at once or after `not_before`
+    DELIVERED = "delivered"  # the peer answered Success (or a warning)
+    FAILED = "failed"  # the peer says that it never takes this object; `deliveries retry` tries again
+
+
+class Record:
+    """A frozen dataclass whose fields are columns; `_enums` names those that are states."""
+
+    _enums: ClassVar[dict[str, type[StrEnum]]] = {}
+
+    @classmethod
+    def from_row(cls, row: Row[Any]) -> Self:
+        """The record of a row that holds (at least) the record's columns."""
+        columns = row._mapping
+        values = {field.name: columns[field.name] for field in fields(cls)}  # pyright: ignore[reportArgumentType]
+        for name, enum in cls._enums.items():
+            values[name] = enum(values[name])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Study(Record):
+    """One study as it lies in the archive."""
+
+    _enums: ClassVar[dict[str, type[StrEnum]]] = {"state": StudyState}
+
+    id: int
+    study_uid: str
+    patient_id: str
+    accession_number: str
+    study_date: str
+    description: str
+    state: StudyState
+    reason: str
+    revision: int
+    instances: int
+    first_received_at: float
+    last_received_at: float
+
+
+@dataclass(frozen=True)
+class Series(Record):
+    """One series of a study."""
+
+    id: int
+    study_id: int
+    series_uid: str
+    modality: str
+    description: str
+    instances: int
+
+
+@dataclass(frozen=True)
+class Instance(Record):
+    """One instance and its file."""
+
+    id: int
+    series_id: int
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    path: str  # relative to the storage folder
+    size: int
+    sha256: str
+    received_from: str
+    received_at: float
+
+
+@dataclass(frozen=True)
+class Job(Record):
+    """One model run on one set of series."""
+
+    _enums: ClassVar[dict[str, type[StrEnum]]] = {"state": JobState}
+
+    id: int
+    key: str
+    study_id: int
+    study_revision: int
+    route: str
+    model: str
+    model_version: str
+    model_digest: str
+    inputs: dict[str, list[str]]
+    send_to: list[str]
+    state: JobState
+    reason: str
+    measurements: list[dict[str, Any]]
+    attempts: int
+    lease_owner: str | None
+    lease_until: float | None
+    not_before: float
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+
+
+@dataclass(frozen=True)
+class StoredResult(Record):
+    """One DICOM object that a job made."""
+
+    id: int
+    job_id: int
+    kind: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    path: str  # relative to the storage folder
+    size: int
+    created_at: float
+
+
+@dataclass(frozen=True)
+class Delivery(Record):
+    """One result on its way to one peer."""
+
+    _enums: ClassVar[dict[str, type[StrEnum]]] = {"state": DeliveryState}
+
+    id: int
+    result_id: int
+    peer: str
+    state: DeliveryState
+    reason: str
+    attempts: int
+    not_before: float
+    created_at: float
+    delivered_at: float | None
