@@ -1,0 +1,151 @@
+"""A peer spoken to as its client: C-ECHO, and C-STORE of files on one association."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from pydicom import dcmread
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, _config
+from pynetdicom.association import Association
+from pynetdicom.sop_class import Verification  # pyright: ignore[reportAttributeAccessIssue]
+
+from node.errors import DeliveryError
+
+CONNECT_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 120.0  # a PACS may take its time over a large SEG
+PDU_LENGTH = 131072
+
+# Files go out in pieces as they lie, never as one message in memory.
+_config.STORE_SEND_CHUNKED_DATASET = True
+
+_LITTLE_ENDIAN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+_REJECTION = {1: "rejected permanently", 2: "rejected for now"}
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a peer listens, and under which names the two speak."""
+
+    ae_title: str
+    host: str
+    port: int
+    calling_ae_title: str
+
+    def __str__(self) -> str:
+        return f"{self.ae_title} at {self.host}:{self.port}"
+
+
+def echo(address: Address) -> float:
+    """C-ECHO; seconds from the request for an association to the answer. `DeliveryError` says what the peer did instead."""
+    started = time.monotonic()
+    with _Connection(address, [(Verification, _LITTLE_ENDIAN)]) as association:
+        status = association.send_c_echo()
+    code = status.get("Status")
+    if code != 0x0000:
+        said = "no answer" if code is None else f"status 0x{code:04X}"
+        raise DeliveryError(f"{address} accepted the association but answered C-ECHO with {said}")
+    return time.monotonic() - started
+
+
+class StoreSession:
+    """One association over which several objects are stored; a context manager."""
+
+    def __init__(self, address: Address, files: Iterable[Path]):
+        """Negotiate for the SOP class and transfer syntax of each of `files`, and for plain little endian beside it."""
+        wanted: dict[str, set[str]] = {}
+        for file in files:
+            meta = read_file_meta_info(file)
+            wanted.setdefault(meta.MediaStorageSOPClassUID, set()).add(meta.TransferSyntaxUID)
+        contexts = []
+        for sop_class, syntaxes in sorted(wanted.items()):
+            # One context for each compressed syntax, so that accepting one does not exclude the others.
+            contexts += [(sop_class, (syntax,)) for syntax in sorted(syntaxes - set(_LITTLE_ENDIAN))]
+            contexts.append((sop_class, _LITTLE_ENDIAN))
+        self._address = address
+        self._connection = _Connection(address, contexts)
+
+    def __enter__(self) -> StoreSession:
+        self._association = self._connection.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._connection.__exit__(kind, error, trace)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more can be sent."""
+        return self._association.is_established
+
+    def send(self, file: Path) -> str:
+        """Store one file; the peer's remark ("" for plain Success, a sentence for a warning).
+
+        `DeliveryError` otherwise; it is permanent when the peer understood the request and will never take this object.
+        """
+        meta = read_file_meta_info(file)
+        sop_class, syntax = meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID
+        accepted = {c.transfer_syntax[0] for c in self._association.accepted_contexts if c.abstract_syntax == sop_class}
+        if not accepted:
+            raise DeliveryError(f"{self._address} does not accept {sop_class.name}: enable that SOP class at the peer")
+        if syntax not in accepted and syntax not in _LITTLE_ENDIAN:
+            raise DeliveryError(f"{self._address} does not accept {sop_class.name} as {syntax.name}")
+        try:
+            # As it lies where the peer takes that, else re-encoded between explicit and implicit VR.
+            answer = self._association.send_c_store(file if syntax in accepted else dcmread(file), priority=0)
+        except (RuntimeError, ValueError, AttributeError) as error:
+            raise DeliveryError(f"could not send to {self._address}: {error}") from error
+        code = answer.get("Status")
+        if code is None:
+            raise DeliveryError(f"{self._address} broke off or did not answer within {ANSWER_TIMEOUT_S:.0f} s")
+        return judge_status(code, str(answer.get("ErrorComment", "")), self._address)
+
+
+def judge_status(code: int, comment: str, address: Address) -> str:
+    """The remark of a C-STORE status that means stored (PS3.4 B.2.3, PS3.7 C); `DeliveryError` for all others."""
+    if code == 0x0000:
+        return ""
+    said = f"status 0x{code:04X}" + (f" ({comment})" if comment else "")
+    if code in (0xB000, 0xB006, 0xB007, 0x0001, 0x0107, 0x0116):
+        return f"stored with a warning, {said}"
+    if code == 0x0111:  # duplicate SOP instance: the peer has it
+        return f"already there, {said}"
+    # A9xx, Cxxx and 'SOP class not supported' speak of the object; all else (A7xx among it) of the peer's present state.
+    permanent = 0xA900 <= code <= 0xA9FF or 0xC000 <= code <= 0xCFFF or code in (0x0117, 0x0122)
+    raise DeliveryError(f"{address} answered {said}", permanent=permanent)
+
+
+class _Connection:
+    """An association as a context manager, with an error that says how far it came."""
+
+    def __init__(self, address: Address, contexts: list[tuple[str, tuple[str, ...]]]):
+        self._address = address
+        self._ae = AE(ae_title=address.calling_ae_title)
+        self._ae.connection_timeout = CONNECT_TIMEOUT_S
+        self._ae.acse_timeout = CONNECT_TIMEOUT_S * 3
+        self._ae.dimse_timeout = ANSWER_TIMEOUT_S
+        self._ae.network_timeout = ANSWER_TIMEOUT_S
+        for sop_class, syntaxes in contexts:
+            self._ae.add_requested_context(sop_class, list(syntaxes))
+
+    def __enter__(self) -> Association:
+        address = self._address
+        association = self._ae.associate(address.host, address.port, ae_title=address.ae_title, max_pdu=PDU_LENGTH)
+        if association.is_established:
+            self._association = association
+            return association
+        if association.is_rejected and (answer := association.acceptor.primitive) is not None:
+            what = _REJECTION.get(answer.result or 0, "rejected")
+            raise DeliveryError(f"{address} {what} our association as {address.calling_ae_title}: {answer.reason_str}")
+        if association.acceptor.primitive is not None:  # accepted, but no presentation context was, or aborted
+            raise DeliveryError(f"{address} accepts none of the SOP classes that we want to send")
+        raise DeliveryError(f"no DICOM answer from {address}: is it running, is the port right, does a firewall stand between?")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._association.is_established:
+            self._association.release()
+        self._ae.shutdown()

@@ -1,0 +1,159 @@
+"""The outbox: which result is owed to which peer, when it is tried next, and what the peer said."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, func, select, update
+
+from node.archive import schema
+from node.archive.database import Database, record_event
+from node.archive.records import Delivery, DeliveryState
+from node.errors import NotFound
+
+FIRST_RETRY_S = 5.0
+LAST_RETRY_S = 600.0  # a peer that is back is noticed within ten minutes
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One delivery with the object that it carries."""
+
+    delivery: Delivery
+    study_uid: str
+    job_id: int
+    kind: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    path: str  # relative to the storage folder
+
+    def file(self, storage: Path) -> Path:
+        """The object's file."""
+        return storage / self.path
+
+
+def due_parcels(database: Database, peer: str, limit: int = 100) -> list[Parcel]:
+    """What is owed to `peer` and may be tried now, oldest first."""
+    columns = schema.deliveries.c
+    query = (
+        _parcels()
+        .where(columns.peer == peer, columns.state == DeliveryState.PENDING, columns.not_before <= time.time())
+        .order_by(columns.created_at, columns.id)
+        .limit(limit)
+    )
+    return _fetch(database, query)
+
+
+def list_parcels(
+    database: Database, *, study_id: int | None = None, states: Sequence[DeliveryState] = (), limit: int = 100
+) -> list[Parcel]:
+    """Deliveries, the newest first."""
+    query = _parcels().order_by(schema.deliveries.c.id.desc()).limit(limit)
+    if study_id is not None:
+        query = query.where(schema.jobs.c.study_id == study_id)
+    if states:
+        query = query.where(schema.deliveries.c.state.in_(states))
+    return _fetch(database, query)
+
+
+def count_deliveries(database: Database) -> dict[str, int]:
+    """How many deliveries are in each state."""
+    query = select(schema.deliveries.c.state, func.count()).group_by(schema.deliveries.c.state)
+    with database.read() as connection:
+        return {state: count for state, count in connection.execute(query)}
+
+
+def mark_delivered(database: Database, parcel: Parcel, remark: str = "") -> None:
+    """The peer has the object."""
+    now = time.time()
+    with database.write() as connection:
+        _change(
+            connection,
+            parcel,
+            state=DeliveryState.DELIVERED,
+            reason=remark,
+            attempts=parcel.delivery.attempts + 1,
+            delivered_at=now,
+        )
+        tail = f" ({remark})" if remark else ""
+        record_event(connection, "deliver", parcel.study_uid, f"{parcel.kind} delivered to {parcel.delivery.peer}{tail}")
+
+
+def mark_undelivered(database: Database, parcel: Parcel, reason: str, *, permanent: bool) -> None:
+    """This attempt failed: try again later (5 s, doubling up to 10 minutes, without end), or stop when the peer refuses for good."""
+    attempts = parcel.delivery.attempts + 1
+    delay = retry_delay_s(attempts)
+    with database.write() as connection:
+        _change(
+            connection,
+            parcel,
+            state=DeliveryState.FAILED if permanent else DeliveryState.PENDING,
+            reason=reason,
+            attempts=attempts,
+            not_before=time.time() + delay,
+        )
+        # One line when it starts to fail or fails for good; the attempts between are counted in the row.
+        if attempts == 1 or permanent:
+            outlook = "given up" if permanent else "will be tried until it arrives"
+            record_event(
+                connection,
+                "deliver",
+                parcel.study_uid,
+                f"{parcel.kind} not taken by {parcel.delivery.peer}: {reason}; {outlook}",
+            )
+
+
+def retry_delay_s(attempts: int) -> float:
+    """Seconds before the next attempt, after `attempts` that failed."""
+    return min(FIRST_RETRY_S * 2 ** min(attempts - 1, 20), LAST_RETRY_S)
+
+
+def retry_delivery(database: Database, delivery_id: int, actor: str) -> Parcel:
+    """Send a delivery again at once, whatever its state."""
+    columns = schema.deliveries.c
+    with database.write() as connection:
+        row = connection.execute(_parcels().where(columns.id == delivery_id)).first()
+        if row is None:
+            raise NotFound(f"no delivery {delivery_id} (`radnode deliveries list` shows what is here)")
+        parcel = _parcel(row)
+        _change(connection, parcel, state=DeliveryState.PENDING, reason="", not_before=0.0, delivered_at=None)
+        record_event(connection, actor, parcel.study_uid, f"{parcel.kind} to {parcel.delivery.peer}: to be sent again")
+    return parcel
+
+
+def _parcels():
+    joined = schema.deliveries.join(schema.results).join(schema.jobs).join(schema.studies)
+    return select(
+        schema.deliveries,
+        schema.studies.c.study_uid,
+        schema.results.c.job_id,
+        schema.results.c.kind,
+        schema.results.c.sop_class_uid,
+        schema.results.c.sop_instance_uid,
+        schema.results.c.path,
+    ).select_from(joined)
+
+
+def _fetch(database: Database, query) -> list[Parcel]:
+    with database.read() as connection:
+        return [_parcel(row) for row in connection.execute(query)]
+
+
+def _parcel(row) -> Parcel:
+    columns = row._mapping
+    return Parcel(
+        delivery=Delivery.from_row(row),
+        study_uid=columns["study_uid"],
+        job_id=columns["job_id"],
+        kind=columns["kind"],
+        sop_class_uid=columns["sop_class_uid"],
+        sop_instance_uid=columns["sop_instance_uid"],
+        path=columns["path"],
+    )
+
+
+def _change(connection: Connection, parcel: Parcel, **changes) -> None:
+    connection.execute(update(schema.deliveries).where(schema.deliveries.c.id == parcel.delivery.id).values(**changes))
