@@ -102,6 +102,16 @@ class Archive:
                 f"stays, the second is quarantine/{name}",
             )
 
+    def quarantine_study(self, study: Study, reason: str) -> None:
+        """Set a study aside: nothing is run on it until a person looked at it."""
+        with self.database.write() as connection:
+            connection.execute(
+                update(schema.studies)
+                .where(schema.studies.c.id == study.id)
+                .values(state=StudyState.QUARANTINED, reason=reason)
+            )
+            record_event(connection, "route", study.study_uid, f"quarantined: {reason}")
+
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def study(self, study_uid: str) -> Study:

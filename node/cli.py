@@ -1,0 +1,178 @@
+"""The `radnode` command: its words and options. What each command does lives in `node.commands`, imported only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from node import __version__
+from node.errors import RadnodeError
+
+EXIT_DONE, EXIT_FAILED, EXIT_WRONG_USE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0 done, 1 failed, 2 wrong use."""
+    options = build_parser().parse_args(arguments)
+    _set_up_logging(verbose=options.verbose)
+    module, _, function = options.run_by.partition(":")
+    try:
+        command = getattr(importlib.import_module(f"node.commands.{module}"), function)
+        return command(options) or EXIT_DONE
+    except RadnodeError as error:
+        print(f"radnode: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, `radnode ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="radnode",
+        description="DICOM inference node: studies in by C-STORE, models on the GPU, DICOM SEG and Structured Reports back.",
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong use. Research use only: results are unverified.",
+    )
+    parser.add_argument("--version", action="version", version=f"radnode {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more on standard error")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    _add_demo(commands)
+    command = _command(commands, "check", "check:check", "is this machine ready: configuration, models, peers, disk, accelerator")
+    _config(command)
+    _json(command)
+    _add_serve(commands)
+    _add_run(commands)
+    command = _command(commands, "reprocess", "reprocess:reprocess", "run a study once more from the archive, through the queue")
+    command.add_argument("--study", required=True, metavar="UID", help="Study Instance UID")
+    _config(command)
+
+    noun = _noun(commands, "studies", "what was received and what became of it")
+    command = _command(noun, "list", "listing:list_studies", "studies, the last received first")
+    _config(command), _json(command), _limit(command)
+    command = _command(noun, "show", "listing:show_study", "the whole story of one study")
+    command.add_argument("study", metavar="UID")
+    _config(command), _json(command)
+
+    noun = _noun(commands, "jobs", "model runs")
+    command = _command(noun, "list", "listing:list_jobs", "jobs, the newest first")
+    command.add_argument("--study", metavar="UID", help="only those of this study")
+    _config(command), _json(command), _limit(command)
+    for name, what in (("retry", "queue a finished job again"), ("cancel", "cancel a waiting or running job")):
+        command = _command(noun, name, f"listing:{name}_job", what)
+        command.add_argument("job", type=int, metavar="JOB")
+        _config(command)
+
+    noun = _noun(commands, "deliveries", "results on their way to peers")
+    command = _command(noun, "list", "listing:list_deliveries", "deliveries, the newest first")
+    command.add_argument("--study", metavar="UID", help="only those of this study")
+    _config(command), _json(command), _limit(command)
+    command = _command(noun, "retry", "listing:retry_delivery", "send one again at once")
+    command.add_argument("delivery", type=int, metavar="DELIVERY")
+    _config(command)
+
+    noun = _noun(commands, "models", "model packages")
+    command = _command(noun, "list", "models:list_models", "the packages in the configured folders")
+    _config(command), _json(command)
+    command = _command(noun, "verify", "models:verify_models", "check packages and their pinned digests")
+    command.add_argument("names", nargs="*", metavar="MODEL")
+    _config(command)
+
+    noun = _noun(commands, "route", "routing rules")
+    command = _command(noun, "explain", "route:explain", "why each series of a study did or did not match")
+    command.add_argument("path", nargs="?", type=Path, help="a folder of DICOM files")
+    command.add_argument("--study", metavar="UID", help="a study in the archive")
+    _config(command), _json(command)
+
+    noun = _noun(commands, "peers", "DICOM nodes that we know")
+    command = _command(noun, "echo", "peers:echo_peers", "C-ECHO to peers")
+    command.add_argument("names", nargs="*", metavar="PEER", help="default: every peer that has a port")
+    _config(command), _json(command)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "demo", "demo:demo", "the whole chain on this machine: a study in, SEG, SR and pictures out")
+    command.add_argument("folder", nargs="?", type=Path, help="your own chest CT study; default: a phantom")
+    command.add_argument("--out", type=Path, default=Path("radnode-demo"), metavar="DIR", help="default: ./radnode-demo")
+    command.add_argument("--model", default="ct_lung_reference", help="default: ct_lung_reference")
+
+
+def _add_serve(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "serve", "serve:serve", "the service: receive, schedule, work, deliver")
+    command.add_argument("--role", choices=("receive", "schedule", "work", "deliver"), help="only this role, in this process")
+    _config(command)
+
+
+def _add_run(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "run", "run:run", "one model on a folder of DICOM files, without a service")
+    command.add_argument("path", type=Path, metavar="PATH", help="a folder or file; any files in any order")
+    command.add_argument("--model", required=True, metavar="NAME", help="name of a package, or its folder")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR")
+    command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
+    _config(command)
+    _json(command)
+
+
+def _command(commands: argparse._SubParsersAction, name: str, run_by: str, what: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
+    command.set_defaults(run_by=run_by)
+    return command
+
+
+def _noun(commands: argparse._SubParsersAction, name: str, what: str) -> argparse._SubParsersAction:
+    parser = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
+def _config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", type=Path, metavar="FILE", help="default: $RADNODE_CONFIG, ./config.yaml, /etc/radnode/config.yaml")
+
+
+def _json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def _limit(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many rows (default 50)")
+
+
+class _Line(logging.Formatter):
+    """Plain lines; under systemd with the priority that the journal understands (sd-daemon(3)) and without a second clock."""
+
+    _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+    def __init__(self) -> None:
+        self._journal = "JOURNAL_STREAM" in os.environ
+        super().__init__("%(message)s" if self._journal else "%(asctime)s %(levelname)-7s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if not self._journal:
+            return text
+        return "\n".join(f"<{self._PRIORITY.get(record.levelno, 6)}>{line}" for line in text.splitlines())
+
+
+def _set_up_logging(*, verbose: bool) -> None:
+    stream = logging.StreamHandler()
+    stream.setFormatter(_Line())
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, handlers=[stream])
+    logging.getLogger("node").setLevel(logging.DEBUG if verbose else logging.INFO)
+    # These write element values, and so patient data, into their messages.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+    if not verbose:
+        warnings.simplefilter("ignore")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

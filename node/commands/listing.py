@@ -1,0 +1,165 @@
+"""`radnode studies`, `jobs`, `deliveries`: what the archive says, and the few things that a person does to it."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from dataclasses import asdict
+from typing import Any
+
+from node.archive.open import open_archive
+from node.archive.records import DeliveryState, Job, JobState, Study, StudyState
+from node.archive.store import Archive
+from node.commands.output import duration, local_time, print_json, print_table
+from node.config import find_config, load_config
+from node.deliver import outbox
+from node.queue import cancel_job as cancel
+from node.queue import list_jobs as jobs_of
+from node.queue import requeue_job
+
+ACTOR = "command line"
+
+
+def list_studies(options: Namespace) -> None:
+    """Studies with their state and the reason for it."""
+    archive = _open(options)
+    rows = []
+    for study in archive.studies(limit=options.limit):
+        state, reason = describe_study(archive, study)
+        rows.append(
+            {
+                "received": local_time(study.last_received_at),
+                "study": study.study_uid,
+                "accession": study.accession_number,
+                "modalities": "/".join(sorted({series.modality for series in archive.series(study.id)})),
+                "instances": study.instances,
+                "state": state,
+                "reason": reason,
+            }
+        )
+    if options.json:
+        print_json(rows)
+    else:
+        print_table(rows, list(rows[0]) if rows else [], empty="no studies yet")
+
+
+def show_study(options: Namespace) -> None:
+    """One study: its series, jobs, deliveries and story."""
+    archive = _open(options)
+    study = archive.study(options.study)
+    state, reason = describe_study(archive, study)
+    series = [asdict(one) for one in archive.series(study.id)]
+    jobs = [_job_row(job, uid) for job, uid in jobs_of(archive.database, study_id=study.id)]
+    deliveries = [_delivery_row(parcel) for parcel in outbox.list_parcels(archive.database, study_id=study.id)]
+    events = [asdict(line) for line in archive.events(study.study_uid)]
+    if options.json:
+        document = {"study": asdict(study), "state": state, "reason": reason}
+        print_json(document | {"series": series, "jobs": jobs, "deliveries": deliveries, "events": events})
+        return
+    print(f"study      {study.study_uid}")
+    print(f"accession  {study.accession_number}")
+    print(f"state      {state}" + (f": {reason}" if reason else ""))
+    print(f"instances  {study.instances}, received {local_time(study.first_received_at)} to {local_time(study.last_received_at)}")
+    print("\nseries")
+    print_table(series, ["series_uid", "modality", "description", "instances"], empty="none")
+    print("\njobs")
+    print_table(jobs, ["job", "model", "route", "state", "attempts", "took", "reason"], empty="none")
+    print("\ndeliveries")
+    print_table(deliveries, ["delivery", "kind", "peer", "state", "attempts", "reason"], empty="none")
+    print("\nstory")
+    started = events[0]["at"] if events else 0.0
+    story = [line | {"time": local_time(line["at"]), "after": f"+{line['at'] - started:.1f} s"} for line in events]
+    print_table(story, ["time", "after", "actor", "what"], empty="none")
+
+
+def list_jobs(options: Namespace) -> None:
+    """Jobs with state and reason."""
+    archive = _open(options)
+    study_id = archive.study(options.study).id if options.study else None
+    rows = [_job_row(job, uid) for job, uid in jobs_of(archive.database, study_id=study_id, limit=options.limit)]
+    columns = ["job", "study", "model", "route", "state", "attempts", "created", "took", "reason"]
+    print_json(rows) if options.json else print_table(rows, columns, empty="no jobs yet")
+
+
+def retry_job(options: Namespace) -> None:
+    """Queue a job again."""
+    job = requeue_job(_open(options).database, options.job, ACTOR)
+    print(f"job {job.id} is {job.state.value}")
+
+
+def cancel_job(options: Namespace) -> None:
+    """Cancel a job."""
+    job = cancel(_open(options).database, options.job, ACTOR)
+    print(f"job {job.id} is {job.state.value}")
+
+
+def list_deliveries(options: Namespace) -> None:
+    """Deliveries with state and reason."""
+    archive = _open(options)
+    study_id = archive.study(options.study).id if options.study else None
+    rows = [_delivery_row(parcel) for parcel in outbox.list_parcels(archive.database, study_id=study_id, limit=options.limit)]
+    columns = ["delivery", "job", "study", "kind", "peer", "state", "attempts", "delivered", "reason"]
+    print_json(rows) if options.json else print_table(rows, columns, empty="no deliveries yet")
+
+
+def retry_delivery(options: Namespace) -> None:
+    """Send a delivery again."""
+    parcel = outbox.retry_delivery(_open(options).database, options.delivery, ACTOR)
+    print(f"{parcel.kind} of job {parcel.job_id} will be sent to {parcel.delivery.peer} again")
+
+
+def describe_study(archive: Archive, study: Study) -> tuple[str, str]:
+    """Where a study stands as a whole, seen over its jobs and deliveries: (state, reason)."""
+    if study.state is not StudyState.ROUTED:
+        return study.state.value, study.reason
+    jobs = [job for job, _ in jobs_of(archive.database, study_id=study.id) if job.study_revision <= study.revision]
+    for state in (JobState.RUNNING, JobState.QUEUED):
+        if any(job.state is state for job in jobs):
+            return state.value, "; ".join(f"{job.model}: {job.reason}" for job in jobs if job.state is state and job.reason)
+    parcels = outbox.list_parcels(archive.database, study_id=study.id)
+    for state, name in ((DeliveryState.FAILED, "not delivered"), (DeliveryState.PENDING, "delivering")):
+        owed = [parcel for parcel in parcels if parcel.delivery.state is state]
+        if owed:
+            return name, "; ".join(dict.fromkeys(parcel.delivery.reason for parcel in owed if parcel.delivery.reason))
+    latest = {job.model: job for job in reversed(jobs)}.values()
+    for state in (JobState.QUARANTINED, JobState.FAILED, JobState.REFUSED, JobState.CANCELLED):
+        if any(job.state is state for job in latest):
+            return state.value, "; ".join(f"{job.model}: {job.reason}" for job in latest if job.state is state)
+    return "done", "; ".join(f"{job.model}: {job.reason}" for job in latest if job.reason)
+
+
+def _open(options: Namespace) -> Archive:
+    return open_archive(load_config(find_config(options.config)))
+
+
+def _job_row(job: Job, study_uid: str) -> dict[str, Any]:
+    end = job.finished_at if job.finished_at else time.time()
+    took = end - job.started_at if job.started_at and job.state is not JobState.QUEUED else None
+    return {
+        "job": job.id,
+        "study": study_uid,
+        "model": f"{job.model} {job.model_version}".strip(),
+        "route": job.route,
+        "state": job.state.value,
+        "attempts": job.attempts,
+        "created": local_time(job.created_at),
+        "took": duration(took),
+        "reason": job.reason,
+        "measurements": job.measurements,
+    }
+
+
+def _delivery_row(parcel: outbox.Parcel) -> dict[str, Any]:
+    delivery = parcel.delivery
+    return {
+        "delivery": delivery.id,
+        "job": parcel.job_id,
+        "study": parcel.study_uid,
+        "kind": parcel.kind,
+        "sop_instance_uid": parcel.sop_instance_uid,
+        "peer": delivery.peer,
+        "state": delivery.state.value,
+        "attempts": delivery.attempts,
+        "delivered": local_time(delivery.delivered_at),
+        "reason": delivery.reason,
+    }

@@ -1,0 +1,175 @@
+"""Rules to jobs: which series a route wants, which volume of them each model takes, and why or why not.
+
+`decide` is pure and explains itself; `route_study` reads the study from the archive and records the decision.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+from sqlalchemy import select, update
+
+from node.archive import schema
+from node.archive.database import record_event
+from node.archive.records import Study, StudyState
+from node.archive.store import Archive
+from node.config import Route
+from node.dicom.assembly import assemble_volumes
+from node.dicom.conditions import Verdict
+from node.dicom.header import read_header
+from node.dicom.selection import select_input
+from node.errors import InputRefused, RadnodeError
+from node.infer.package import Package
+from node.queue import NewJob, add_job, job_key, requeue_job
+
+Headers = Mapping[Path, Dataset]
+
+
+@dataclass(frozen=True)
+class SeriesVerdict:
+    """Why one series did or did not match one route."""
+
+    route: str
+    series_uid: str
+    description: str
+    modality: str
+    instances: int
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def matches(self) -> bool:
+        """Whether every condition holds."""
+        return all(verdict.holds for verdict in self.verdicts)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the routes want of one study."""
+
+    jobs: tuple[NewJob, ...]
+    series: tuple[SeriesVerdict, ...]  # every route with every series
+
+    @property
+    def reason(self) -> str:
+        """Why no route wanted anything: for each series the first condition that failed, of the route that came nearest."""
+        if not self.series:
+            return "no routes are configured"
+        sentences: dict[str, list[str]] = {}
+        for series_uid in dict.fromkeys(verdict.series_uid for verdict in self.series):
+            candidates = [verdict for verdict in self.series if verdict.series_uid == series_uid]
+            nearest = max(candidates, key=lambda verdict: sum(condition.holds for condition in verdict.verdicts))
+            failed = next((condition for condition in nearest.verdicts if not condition.holds), None)
+            if failed is not None:
+                name = nearest.description or nearest.modality or nearest.series_uid
+                sentences.setdefault(f"route {nearest.route!r}: {failed}", []).append(name)
+        return "; ".join(f"{sentence} ({_name_some(names)})" for sentence, names in sentences.items())
+
+
+def decide(
+    headers_by_series: Mapping[str, Headers], routes: Sequence[Route], packages: Mapping[str, Package | RadnodeError]
+) -> Decision:
+    """What `routes` want of a study, given the headers of its series and the installed packages (or why one is not usable)."""
+    verdicts: list[SeriesVerdict] = []
+    jobs: list[NewJob] = []
+    for route in routes:
+        matched: list[str] = []
+        for series_uid, headers in headers_by_series.items():
+            header = representative_header(headers.values())
+            verdict = SeriesVerdict(
+                route=route.name,
+                series_uid=series_uid,
+                description=str(header.get("SeriesDescription", "") or "").strip(),
+                modality=str(header.get("Modality", "") or ""),
+                instances=len(headers),
+                verdicts=tuple(route.when.explain(header)),
+            )
+            verdicts.append(verdict)
+            if verdict.matches:
+                matched.append(series_uid)
+        if matched:
+            wanted = {path: header for uid in matched for path, header in headers_by_series[uid].items()}
+            jobs += [_plan_job(route, name, wanted, packages.get(name)) for name in route.run]
+    return Decision(tuple(jobs), tuple(verdicts))
+
+
+def representative_header(headers: Iterable[Dataset]) -> Dataset:
+    """The header that stands for its series in conditions: the middle one by instance number, whatever order they came in."""
+    ordered = sorted(headers, key=lambda header: (_instance_number(header), str(header.get("SOPInstanceUID", ""))))
+    return ordered[len(ordered) // 2]
+
+
+def read_headers(archive: Archive, study: Study) -> dict[str, dict[Path, Dataset]]:
+    """The headers of a study's instances, by series; read in parallel."""
+    paths = [archive.storage / instance.path for instance in archive.instances(study.id)]
+    by_series: dict[str, dict[Path, Dataset]] = {}
+    with ThreadPoolExecutor(4) as pool:
+        for path, header in zip(paths, pool.map(read_header, paths), strict=True):
+            by_series.setdefault(str(header.SeriesInstanceUID), {})[path] = header
+    return dict(sorted(by_series.items()))
+
+
+def route_study(
+    archive: Archive,
+    study: Study,
+    routes: Sequence[Route],
+    packages: Mapping[str, Package | RadnodeError],
+    *,
+    rerun_as: str = "",
+) -> Decision | None:
+    """Decide over a study and record it; None when an instance arrived meanwhile (then it is not complete after all).
+
+    With `rerun_as` (the actor's name) jobs that exist already are queued again.
+    """
+    decision = decide(read_headers(archive, study), routes, packages)
+    now = time.time()
+    columns = schema.studies.c
+    with archive.database.write() as connection:
+        current = Study.from_row(connection.execute(select(schema.studies).where(columns.id == study.id)).one())
+        if current.state is StudyState.QUARANTINED or (current.instances, current.revision) != (study.instances, study.revision):
+            return None
+        state = StudyState.ROUTED if decision.jobs else StudyState.UNWANTED
+        reason = "" if decision.jobs else decision.reason
+        connection.execute(update(schema.studies).where(columns.id == study.id).values(state=state, reason=reason))
+        story = f"{len(decision.jobs)} jobs wanted" if decision.jobs else f"kept, no route wants it: {reason}"
+        record_event(connection, "route", study.study_uid, f"complete with {study.instances} instances; {story}")
+        known = [new for new in decision.jobs if not add_job(connection, study.id, study.study_uid, study.revision, new, now)]
+        keys = [job_key(new.model, new.model_digest, new.inputs) for new in known]
+        again = list(connection.scalars(select(schema.jobs.c.id).where(schema.jobs.c.key.in_(keys)))) if rerun_as else []
+    for job_id in again:
+        requeue_job(archive.database, job_id, rerun_as)
+    return decision
+
+
+def _plan_job(route: Route, model: str, headers: Headers, package: Package | RadnodeError | None) -> NewJob:
+    everything = sorted(str(header.SOPInstanceUID) for header in headers.values())
+    if package is None or isinstance(package, RadnodeError):
+        why = str(package) if package else f"no model package {model!r} is installed"
+        return NewJob(route.name, model, "", "", {"": everything}, route.send_to, refusal=why)
+    inputs: dict[str, list[str]] = {}
+    refusal = ""
+    assembly = assemble_volumes(headers)
+    for name, wanted in package.manifest.inputs.items():
+        try:
+            choice = select_input(assembly, wanted)
+            inputs[name] = sorted({reference.sop_instance_uid for reference in choice.plan.slices})
+        except InputRefused as error:
+            refusal = str(error)
+            inputs[name] = everything
+    return NewJob(route.name, model, package.version, package.digest, inputs, route.send_to, refusal)
+
+
+def _instance_number(header: Dataset) -> int:
+    try:
+        return int(header.get("InstanceNumber") or 0)
+    except (TypeError, ValueError):
+        return 0
+
+
+def _name_some(names: Sequence[str], most: int = 3) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
