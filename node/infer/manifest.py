@@ -8,20 +8,35 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, PlainValidator
 
 from node.dicom.codes import Code
 from node.dicom.conditions import When
+from node.yamlfile import Number, Section, WholeNumber
 
+
+def _parse_code(value: object) -> Code:
+    """A code triplet as `[SCT, 39607008, Lung]` writes it (PS3.3 8.8: SH, SH, LO)."""
+    shape = "expected [scheme, value, meaning], such as [SCT, 39607008, Lung]"
+    if not isinstance(value, list | tuple) or len(value) != len(Code._fields):
+        raise ValueError(f"found {f'{len(value)} items' if isinstance(value, list | tuple) else repr(value)}; {shape}")
+    if not all(isinstance(part, str | int) and not isinstance(part, bool) for part in value):
+        raise ValueError(f"found a part that is not text; {shape}, with quotes where a part could be read as a number")
+    code = Code(*(str(part).strip() for part in value))
+    for part, name, longest in zip(code, Code._fields, (16, 16, 64), strict=True):
+        if not 1 <= len(part) <= longest or "\\" in part or not part.isprintable():
+            raise ValueError(
+                f"found {part!r} as the code's {name}; expected 1 to {longest} characters without a backslash"
+            )
+    return code
+
+
+CodeTriplet = Annotated[Code, PlainValidator(_parse_code)]
 CIELabTriplet = tuple[
-    Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=-128, le=127)], Annotated[float, Field(ge=-128, le=127)]
+    Annotated[Number, Field(ge=0, le=100)],
+    Annotated[Number, Field(ge=-128, le=127)],
+    Annotated[Number, Field(ge=-128, le=127)],
 ]
-
-
-class Section(BaseModel):
-    """A part of the manifest: immutable, and an unknown field is a mistake."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Rank(StrEnum):
@@ -36,11 +51,11 @@ class Rank(StrEnum):
 class Limits(Section):
     """What an input must satisfy; anything else is refused with a sentence, never run."""
 
-    slices_min: int = Field(default=1, ge=1)
-    spacing_max_mm: float | None = Field(default=None, gt=0)  # the largest of the three spacings
-    coverage_min_mm: float | None = Field(default=None, gt=0)  # extent along the slice normal
-    age_min_years: float | None = Field(default=None, ge=0)
-    age_max_years: float | None = Field(default=None, gt=0)
+    slices_min: WholeNumber = Field(default=1, ge=1)
+    spacing_max_mm: Number | None = Field(default=None, gt=0)  # the largest of the three spacings
+    coverage_min_mm: Number | None = Field(default=None, gt=0)  # extent along the slice normal
+    age_min_years: Number | None = Field(default=None, ge=0)
+    age_max_years: Number | None = Field(default=None, gt=0)
 
 
 class Input(Section):
@@ -55,10 +70,10 @@ class Segment(Section):
     """What one label of the label map means (PS3.3 C.8.20.2, PS3.16 CID 7150, 7151)."""
 
     name: str = Field(min_length=1, max_length=64)  # SegmentLabel is LO
-    category: Code = Code("SCT", "123037004", "Anatomical Structure")
-    type: Code
+    category: CodeTriplet = Code("SCT", "123037004", "Anatomical Structure")
+    type: CodeTriplet
     laterality: Literal["left", "right", "both", "unpaired"] | None = None
-    anatomic_region: Code | None = None
+    anatomic_region: CodeTriplet | None = None
     color_cielab: CIELabTriplet | None = None
 
 
@@ -85,8 +100,8 @@ class Manifest(Section):
     output: str = "pred"  # the key of the bundle's result
     segments: dict[Annotated[int, Field(ge=1, le=65535)], Segment] = Field(min_length=1)
     measurements: tuple[Measurement, ...] = (Measurement.VOLUME, Measurement.MEAN, Measurement.STANDARD_DEVIATION)
-    algorithm_family: Code = Code("DCM", "123109", "Artificial Intelligence")
-    timeout_s: float = Field(default=1800, gt=0)
+    algorithm_family: CodeTriplet = Code("DCM", "123109", "Artificial Intelligence")
+    timeout_s: Number = Field(default=1800, gt=0)
 
     @property
     def label_names(self) -> dict[int, str]:

@@ -1,0 +1,313 @@
+"""The node's configuration: `config.yaml` as typed, immutable values with their units in their names.
+
+`load_config` is the only door: it also checks what no single field can know, and reports every mistake of the file at
+once. The user's description of every field is `docs/configuration.md`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo
+
+from node.dicom.conditions import When
+from node.errors import ConfigError, Problem
+from node.yamlfile import Location, Section, WholeNumber, listing_of, load_yaml, mapping_of, one_or_list
+
+ENVIRONMENT = "RADNODE_CONFIG"
+CONFIG_NAME = "config.yaml"
+SYSTEM_CONFIG = Path("/etc/radnode/config.yaml")
+
+
+def find_config(explicit: Path | None = None) -> Path:
+    """The configuration file: `explicit`, else $RADNODE_CONFIG, ./config.yaml, /etc/radnode/config.yaml.
+
+    A file that was named and is not there is an error (`ConfigError`), never a reason to take another one.
+    """
+    named = [(explicit, "as named")] if explicit else []
+    if not named and (from_environment := os.environ.get(ENVIRONMENT)):
+        named = [(Path(from_environment), f"as ${ENVIRONMENT} names it")]
+    for path, reason in named:
+        if not path.is_file():
+            raise ConfigError([Problem(path, 0, "", f"there is no such configuration file ({reason})")])
+        return path
+    places = (Path(CONFIG_NAME), SYSTEM_CONFIG)
+    for path in places:
+        if path.is_file():
+            return path
+    looked = f"${ENVIRONMENT} (not set), {', '.join(str(path.absolute()) for path in places)}"
+    raise ConfigError([Problem(places[0], 0, "", f"no configuration found; looked at {looked}")])
+
+
+def load_config(path: Path) -> Config:
+    """The configuration in this file; raises `ConfigError` with every mistake, each with line and field."""
+    file = path.absolute()
+    return load_yaml(path, Config, ConfigError, check=_check_references, context={"file": file})
+
+
+# -- Units and names ---------------------------------------------------------------------------------------------------
+
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([smhd])", re.ASCII)
+_SECONDS_PER = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_PERCENT = re.compile(r"(\d{1,3}(?:\.\d{1,9})?)\s*%", re.ASCII)
+_SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([kMGT]i?B)", re.ASCII)
+_BYTES_PER = {f"{prefix}{i}B": base**n for n, prefix in enumerate("kMGT", 1) for i, base in (("", 1000), ("i", 1024))}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
+_DEVICE = re.compile(r"auto|cpu|cuda(?::\d{1,3})?", re.ASCII)
+_DIGEST = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class FreeSpace:
+    """How much of a disk stays free: a share of it, or a size."""
+
+    percent: float | None = None
+    size_bytes: int | None = None
+
+    def wanted_bytes(self, disk_bytes: int) -> int:
+        """What must stay free on a disk of this size."""
+        if self.size_bytes is not None:
+            return self.size_bytes
+        return math.ceil(disk_bytes * (self.percent or 0) / 100)
+
+
+def _parse_duration_s(value: object) -> float:
+    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    if not match or float(match[1]) == 0:
+        raise ValueError(f"found {value!r}; expected a duration above zero with its unit, such as 30s, 10m, 2h or 7d")
+    return float(match[1]) * _SECONDS_PER[match[2]]
+
+
+def _parse_free_space(value: object) -> FreeSpace:
+    if isinstance(value, FreeSpace):
+        return value
+    text = value.strip() if isinstance(value, str) else ""
+    if (match := _PERCENT.fullmatch(text)) and float(match[1]) < 100:
+        return FreeSpace(percent=float(match[1]))
+    if match := _SIZE.fullmatch(text):
+        return FreeSpace(size_bytes=int(float(match[1]) * _BYTES_PER[match[2]]))
+    raise ValueError(f"found {value!r}; expected a share of the disk below 100%, such as 10%, or a size, such as 20GB")
+
+
+def _check_ae_title(value: str) -> str:
+    """PS3.5 6.2, VR AE: 1 to 16 characters of the default repertoire; leading and trailing spaces do not count."""
+    title = value.strip(" ")
+    if not 1 <= len(title) <= 16 or "\\" in title or not all(" " <= character <= "~" for character in title):
+        raise ValueError(
+            f"found {value!r}; expected an AE title: 1 to 16 ASCII characters, no backslash, not only spaces"
+        )
+    return title
+
+
+def _check_host(value: str) -> str:
+    host = value.strip()
+    if not re.fullmatch(r"[A-Za-z0-9_.:%-]{1,253}", host, re.ASCII):
+        raise ValueError(f"found {value!r}; expected a host name or an IP address, without a port")
+    return host
+
+
+def _check_name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError(
+            f"found {value!r}; expected a name of 1 to 64 letters, digits, '_', '-' or '.', beginning with a letter or digit"
+        )
+    return value
+
+
+def _check_digest(value: str) -> str:
+    if not (match := _DIGEST.fullmatch(value.strip())):
+        raise ValueError(f"found {value[:80]!r}; expected a package's digest: the 64 hexadecimal digits of a SHA-256")
+    return match[1].lower()
+
+
+def _check_device(value: str) -> str:
+    if not _DEVICE.fullmatch(value):
+        raise ValueError(f"found {value!r}; expected auto, cpu, cuda, or cuda:N for one GPU of several")
+    return value
+
+
+def _check_engine(value: object) -> object:
+    if value == "ray":
+        raise ValueError("found 'ray'; this version places workers on this machine only, expected local")
+    return value
+
+
+def _check_database(value: str) -> str:
+    """The value is never repeated: it may hold a password."""
+    if value == "sqlite":
+        return value
+    try:
+        url = urlsplit(value)
+        good = url.scheme == "postgresql+psycopg" and len(url.path) > 1 and (url.port is None or url.port > 0)
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(
+            "found another database than radnode knows; expected sqlite, or postgresql+psycopg://user:password@host/name"
+        )
+    return value
+
+
+def _resolve(value: object, info: ValidationInfo) -> Path:
+    """A path as written, relative to the folder of the configuration file."""
+    if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
+        raise ValueError(f"found {'nothing' if value is None else repr(value)}; expected a path")
+    file = (info.context or {}).get("file")
+    folder = file.parent if isinstance(file, Path) else Path.cwd()
+    return Path(os.path.normpath(folder / Path(value).expanduser()))
+
+
+Duration = Annotated[float, BeforeValidator(_parse_duration_s)]  # seconds
+AETitle = Annotated[str, AfterValidator(_check_ae_title)]
+Host = Annotated[str, AfterValidator(_check_host)]
+Port = Annotated[WholeNumber, Field(ge=1, le=65535)]
+Name = Annotated[str, AfterValidator(_check_name)]
+Digest = Annotated[str, AfterValidator(_check_digest)]
+ResolvedPath = Annotated[Path, BeforeValidator(_resolve)]
+
+
+# -- The sections ------------------------------------------------------------------------------------------------------
+
+
+class Node(Section):
+    """This node: how peers know it, and where it keeps what it has received."""
+
+    ae_title: AETitle = "RADNODE"
+    host: Host = "0.0.0.0"  # the address to listen on
+    port: Port = 11112
+    storage: ResolvedPath
+
+
+class Peer(Section):
+    """A DICOM node that we know."""
+
+    ae_title: AETitle
+    host: Host
+    port: Port | None = None  # None: it only sends to us
+
+
+class Receive(Section):
+    """Who may send, and how much at once."""
+
+    from_: tuple[Name, ...] = Field(default=(), alias="from")  # names of peers; nobody else gets in
+    maximum_associations: WholeNumber = Field(default=64, ge=1, le=1000)
+    called_ae_check: bool = Field(default=True, strict=True)  # refuse associations that call another AE title than ours
+
+
+class Complete(Section):
+    """When a study counts as complete."""
+
+    quiet_s: Duration = Field(default=30.0, alias="quiet")  # nothing arrived for so long
+
+
+class Models(Section):
+    """Where model packages lie, and which digests an administrator trusts."""
+
+    paths: Annotated[tuple[ResolvedPath, ...], BeforeValidator(one_or_list), Field(min_length=1)] = Field(alias="path")
+    trusted: dict[Name, Digest] = Field(default_factory=dict)  # package name to its digest
+
+
+class Route(Section):
+    """A rule: which series go to which models, and whereto the results go."""
+
+    name: str = Field(min_length=1, max_length=64)
+    when: When  # `{}` takes every series
+    run: tuple[Name, ...] = Field(min_length=1)  # names of model packages
+    send_to: tuple[Name, ...] = ()  # names of peers
+    quiet_s: Duration | None = Field(default=None, alias="quiet")  # None: as `complete` says
+
+
+class Workers(Section):
+    """The processes that run models."""
+
+    engine: Annotated[Literal["local"], BeforeValidator(_check_engine)] = "local"
+    count: WholeNumber = Field(default=1, ge=1, le=64)
+    device: Annotated[str, AfterValidator(_check_device)] = "auto"
+
+
+class Keep(Section):
+    """How long studies stay, and how much of the disk stays free."""
+
+    studies_s: Duration = Field(default=7 * 86400.0, alias="studies")
+    free_disk: Annotated[FreeSpace, BeforeValidator(_parse_free_space)] = FreeSpace(percent=10.0)
+
+
+class Config(Section):
+    """The whole configuration; `load_config` makes it."""
+
+    node: Node
+    database: Annotated[str, AfterValidator(_check_database)] = Field(default="sqlite", repr=False)
+    peers: dict[Name, Peer] = Field(default_factory=dict)
+    receive: Receive = Field(default_factory=Receive)
+    complete: Complete = Field(default_factory=Complete)
+    models: Models
+    routes: tuple[Route, ...] = ()
+    workers: Workers = Field(default_factory=Workers)
+    keep: Keep = Field(default_factory=Keep)
+
+    _path: Path = PrivateAttr(default=Path(CONFIG_NAME))
+
+    def model_post_init(self, context: Any, /) -> None:
+        file = context.get("file") if isinstance(context, Mapping) else None
+        if isinstance(file, Path):
+            self._path = file
+
+    @property
+    def path(self) -> Path:
+        """The file that this was read from."""
+        return self._path
+
+    @property
+    def database_url(self) -> str:
+        """As SQLAlchemy wants it; may hold a password: never log it."""
+        return f"sqlite:///{self.node.storage / 'radnode.sqlite'}" if self.database == "sqlite" else self.database
+
+
+# -- Across fields -----------------------------------------------------------------------------------------------------
+
+
+def _check_references(data: object) -> Iterator[tuple[Location, str]]:
+    """What no single field can know: names that stand elsewhere. Runs on the plain data, which may be wrong elsewhere."""
+    config = mapping_of(data)
+    peers = mapping_of(config.get("peers"))
+    yield from _check_peers(peers)
+    for index, name in listing_of(mapping_of(config.get("receive")).get("from")):
+        yield from _check_peer_name(("receive", "from", index), name, peers)
+    first_route: dict[str, int] = {}
+    for number, route in listing_of(config.get("routes")):
+        name = mapping_of(route).get("name")
+        if isinstance(name, str) and first_route.setdefault(name, number) != number:
+            yield (
+                ("routes", number, "name"),
+                f"found {name!r} as routes[{first_route[name]}] has it; expected another name",
+            )
+        for index, peer in listing_of(mapping_of(route).get("send_to")):
+            location = ("routes", number, "send_to", index)
+            yield from _check_peer_name(location, peer, peers)
+            if mapping_of(peers.get(str(peer))) and mapping_of(peers[str(peer)]).get("port") is None:
+                yield location, f"found {peer!r}, a peer without a port; expected peers.{peer}.port, to send there"
+
+
+def _check_peers(peers: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    """Two peers with one AE title and host could not be told apart when they call."""
+    known: dict[tuple[str, str], str] = {}
+    for name, peer in peers.items():
+        title, host = mapping_of(peer).get("ae_title"), mapping_of(peer).get("host")
+        if title is None or host is None:
+            continue
+        first = known.setdefault((str(title).strip(), str(host).strip().lower()), name)
+        if first != name:
+            yield ("peers", name), f"has the same ae_title and host as {first}; expected one peer of the two"
+
+
+def _check_peer_name(location: Location, name: object, peers: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    if isinstance(name, str | int) and str(name) not in peers:
+        known = f"one of {', '.join(peers)}" if peers else "a peer, and there are none under peers"
+        yield location, f"found {str(name)!r}, which is not the name of a peer; expected {known}"

@@ -1,0 +1,177 @@
+"""Model packages on disk: a MONAI Bundle plus our `dicom.yaml`, found, read and pinned without running any of it.
+
+Nothing here imports torch or monai or evaluates a bundle's configuration: what runs models does that, after this module
+has said what the package is and that it is the one that an administrator trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.errors import ManifestError, ModelError
+from node.infer.manifest import Manifest
+from node.yamlfile import load_yaml
+
+MANIFEST = "dicom.yaml"
+METADATA = "configs/metadata.json"
+INFERENCE = ("configs/inference.json", "configs/inference.yaml", "configs/inference.yml")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
+_METADATA_MAX = 10_000_000  # bytes
+
+
+@dataclass(frozen=True)
+class Package:
+    """A model package as it lies on disk."""
+
+    name: str  # the folder's name, which configurations use
+    folder: Path
+    version: str  # of configs/metadata.json
+    manifest: Manifest
+    digest: str  # of every file, see `digest_package`
+
+
+def load_package(folder: Path) -> Package:
+    """The package in this folder; reads every file for the digest (about a second per GB).
+
+    Raises `ManifestError` with every mistake of `dicom.yaml`, `ModelError` for anything else that is wrong.
+    """
+    name = folder.absolute().name
+    if not folder.is_dir():
+        raise ModelError(f"model package {name}: {folder} is not a folder")
+    if not _NAME.fullmatch(name):
+        raise ModelError(
+            f"model package {name!r} in {folder.absolute().parent}: a package's folder has a name of 1 to 64 letters, digits, "
+            "'_', '-' or '.', beginning with a letter or digit; rename it"
+        )
+    if not (folder / MANIFEST).is_file():
+        raise ModelError(f"model package {name}: {folder / MANIFEST} is missing; docs/models.md describes it")
+    manifest = load_yaml(folder / MANIFEST, Manifest, ManifestError)
+    inference = [path for path in INFERENCE if (folder / path).is_file()]
+    if len(inference) != 1:
+        found = " and ".join(inference) or "none"
+        raise ModelError(f"model package {name}: expected one of {', '.join(INFERENCE)} in {folder}, found {found}")
+    return Package(name, folder, _read_version(name, folder), manifest, digest_package(folder))
+
+
+def digest_package(folder: Path) -> str:
+    """SHA-256 over every file's relative path and content, as 64 hexadecimal digits.
+
+    It is the digest of what `sha256sum` prints for all files in the order of their paths' UTF-8 bytes, so that an
+    administrator can compute it without radnode (docs/models.md). Left out is any file or folder called `__pycache__` or
+    beginning with `.git`; whatever runs the package must therefore not read `__pycache__` either. Raises `ModelError` for
+    what would make the digest ambiguous or incomplete: linked folders, files that are not regular, odd names.
+    """
+    whole = hashlib.sha256()
+    for path in sorted(_package_files(folder), key=os.fsencode):
+        try:
+            with (folder / path).open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as reason:
+            raise ModelError(f"model package {folder.name}: {path} cannot be read ({reason.strerror})") from None
+        whole.update(f"{content}  {path}\n".encode())
+    return whole.hexdigest()
+
+
+def discover_packages(paths: Iterable[Path]) -> tuple[list[Package], list[ModelError | ManifestError]]:
+    """Every package in these folders by name, and what is wrong with those that cannot be loaded.
+
+    Of two packages with one name the first path's counts, as in `find_package`.
+    """
+    packages: dict[str, Package] = {}
+    errors: list[ModelError | ManifestError] = []
+    for path in paths:
+        if not path.is_dir():
+            errors.append(ModelError(f"there is no folder {path} to look for models in; see models.path"))
+            continue
+        for folder in _package_folders(path):
+            try:
+                if folder.name in packages:
+                    first = packages[folder.name].folder
+                    raise ModelError(f"model package {folder.name}: {folder} is never used, as {first} comes first")
+                packages[folder.name] = load_package(folder)
+            except (ModelError, ManifestError) as error:
+                errors.append(error)
+    return [packages[name] for name in sorted(packages)], errors
+
+
+def find_package(name: str, paths: Sequence[Path]) -> Package:
+    """The package of this name in the first of these folders that has it; `ModelError` says what there is instead."""
+    if _NAME.fullmatch(name):  # a name, never a way out of the folders
+        for path in paths:
+            if (path / name).is_dir():
+                return load_package(path / name)
+    names = sorted({folder.name for path in paths if path.is_dir() for folder in _package_folders(path)})
+    there = f"there are {', '.join(names)}" if names else "there are no packages"
+    raise ModelError(f"no model package {name!r}; {there} in {', '.join(str(path) for path in paths) or 'no folder'}")
+
+
+def check_trusted(package: Package, trusted: Mapping[str, str]) -> None:
+    """Raise `ModelError` when an administrator pinned another digest for this package; unpinned ones pass."""
+    expected = trusted.get(package.name)
+    if expected is not None and package.digest != expected:
+        raise ModelError(
+            f"model package {package.name} in {package.folder} is not the one that models.trusted pins: expected the digest "
+            f"{expected}, found {package.digest}; restore its files, or pin the new digest once you trust it"
+        )
+
+
+def _package_folders(path: Path) -> Iterator[Path]:
+    """The subfolders that are, or mean to be, packages."""
+    for folder in sorted(path.iterdir()):
+        if (folder / MANIFEST).is_file() or (folder / METADATA).is_file():
+            yield folder
+
+
+def _package_files(folder: Path) -> Iterator[str]:
+    """The relative paths, with '/', of the files that count."""
+
+    def fail(reason: OSError) -> None:
+        raise ModelError(f"model package {folder.name}: {reason.filename} cannot be read ({reason.strerror})") from None
+
+    for place, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not _is_left_out(name)]
+        for name in [*folders, *(name for name in files if not _is_left_out(name))]:
+            path = Path(place, name)
+            relative = path.relative_to(folder).as_posix()
+            if not relative.isprintable() or "\\" in relative:
+                raise ModelError(
+                    f"model package {folder.name}: the name {relative!r} has odd characters; rename the file"
+                )
+            if path.is_dir():
+                if path.is_symlink():
+                    raise ModelError(
+                        f"model package {folder.name}: {relative} is a link to a folder; copy the folder, so that the digest "
+                        "covers its files"
+                    )
+            elif path.is_file():
+                yield relative
+            else:
+                raise ModelError(f"model package {folder.name}: {relative} is a broken link or not a file; remove it")
+
+
+def _is_left_out(name: str) -> bool:
+    return name == "__pycache__" or name.startswith(".git")
+
+
+def _read_version(name: str, folder: Path) -> str:
+    path = folder / METADATA
+    try:
+        with path.open("rb") as file:
+            metadata = json.loads(file.read(_METADATA_MAX))
+    except OSError as reason:
+        raise ModelError(f"model package {name}: {path} cannot be read ({reason.strerror})") from None
+    except (ValueError, RecursionError) as reason:
+        raise ModelError(f"model package {name}: {path} is not JSON ({reason})") from None
+    version = metadata.get("version") if isinstance(metadata, dict) else None
+    if not isinstance(version, str) or not version.strip() or not version.isprintable():
+        raise ModelError(
+            f"model package {name}: {path} gives no version; expected a text such as \"0.1.0\" as 'version'"
+        )
+    return version.strip()
