@@ -18,7 +18,7 @@ from node.archive.records import Study, StudyState
 from node.archive.store import Archive
 from node.config import Config
 from node.errors import RadnodeError
-from node.infer.package import PackageShelf
+from node.infer.shelf import PackageShelf
 from node.queue import recover_lost_jobs
 from node.route import route_study
 
@@ -66,7 +66,7 @@ def complete_studies(archive: Archive, quiet_s: float) -> list[Study]:
 
 def _route(archive: Archive, study: Study, config: Config, shelf: PackageShelf) -> None:
     try:
-        decision = route_study(archive, study, config.routes, shelf.packages())
+        decision = route_study(archive, study, config.routes, shelf.look_up)
     except SQLAlchemyError:
         raise
     except RadnodeError as error:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from node.infer.package import Package
 from node.queue import NewJob, add_job, job_key, requeue_job
 
 Headers = Mapping[Path, Dataset]
+LookUp = Callable[[str], Package | RadnodeError]  # a model's name to its package, or why it cannot be used
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Decision:
 
 
 def decide(
-    headers_by_series: Mapping[str, Headers], routes: Sequence[Route], packages: Mapping[str, Package | RadnodeError]
+    headers_by_series: Mapping[str, Headers], routes: Sequence[Route], look_up: LookUp
 ) -> Decision:
     """What `routes` want of a study, given the headers of its series and the installed packages (or why one is not usable)."""
     verdicts: list[SeriesVerdict] = []
@@ -93,7 +94,7 @@ def decide(
                 matched.append(series_uid)
         if matched:
             wanted = {path: header for uid in matched for path, header in headers_by_series[uid].items()}
-            jobs += [_plan_job(route, name, wanted, packages.get(name)) for name in route.run]
+            jobs += [_plan_job(route, name, wanted, look_up(name)) for name in route.run]
     return Decision(tuple(jobs), tuple(verdicts))
 
 
@@ -117,7 +118,7 @@ def route_study(
     archive: Archive,
     study: Study,
     routes: Sequence[Route],
-    packages: Mapping[str, Package | RadnodeError],
+    look_up: LookUp,
     *,
     rerun_as: str = "",
 ) -> Decision | None:
@@ -125,7 +126,7 @@ def route_study(
 
     With `rerun_as` (the actor's name) jobs that exist already are queued again.
     """
-    decision = decide(read_headers(archive, study), routes, packages)
+    decision = decide(read_headers(archive, study), routes, look_up)
     now = time.time()
     columns = schema.studies.c
     with archive.database.write() as connection:
@@ -145,11 +146,10 @@ def route_study(
     return decision
 
 
-def _plan_job(route: Route, model: str, headers: Headers, package: Package | RadnodeError | None) -> NewJob:
+def _plan_job(route: Route, model: str, headers: Headers, package: Package | RadnodeError) -> NewJob:
     everything = sorted(str(header.SOPInstanceUID) for header in headers.values())
-    if package is None or isinstance(package, RadnodeError):
-        why = str(package) if package else f"no model package {model!r} is installed"
-        return NewJob(route.name, model, "", "", {"": everything}, route.send_to, refusal=why)
+    if isinstance(package, RadnodeError):
+        return NewJob(route.name, model, "", "", {"": everything}, route.send_to, refusal=str(package))
     inputs: dict[str, list[str]] = {}
     refusal = ""
     assembly = assemble_volumes(headers)

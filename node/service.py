@@ -229,7 +229,7 @@ def _schedule(config: Config, stop: threading.Event) -> None:
 
 def _work(config: Config, stop: threading.Event) -> None:
     from node.archive.open import open_archive
-    from node.infer.worker import work_until
+    from node.work import work_until
 
     archive = open_archive(config)
     work_until(stop, archive, config, ready=_say_ready)
