@@ -1,0 +1,135 @@
+"""`radnode check`: is this machine ready? Everything is looked at, and everything that is wrong is said at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from node.commands.output import print_json, print_table
+from node.config import Config, find_config, load_config
+from node.errors import ConfigError, DeliveryError, RadnodeError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    verdict: Literal["good", "note", "wrong"]
+    says: str
+
+
+def check(options: Namespace) -> int:
+    """Print the findings; 1 when something is wrong."""
+    findings: list[Finding] = []
+    try:
+        path = find_config(options.config)
+        config = load_config(path)
+    except ConfigError as error:
+        findings += [Finding("configuration", "wrong", str(problem)) for problem in error.problems]
+    else:
+        findings.append(Finding("configuration", "good", f"{path}, {len(config.routes)} routes, {len(config.peers)} peers"))
+        for look in (_storage, _models, _routes, _peers, _port, _accelerator):
+            findings += look(config)
+    if options.json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        print_table([asdict(finding) for finding in findings], ["what", "verdict", "says"], empty="")
+    return 1 if any(finding.verdict == "wrong" for finding in findings) else 0
+
+
+def _storage(config: Config) -> Iterator[Finding]:
+    storage = config.node.storage
+    place = next(folder for folder in (storage, *storage.parents) if folder.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        yield Finding("storage", "wrong", f"{place} is not writable for this user (node.storage: {storage})")
+        return
+    disk = shutil.disk_usage(place)
+    wanted = config.keep.free_disk.wanted_bytes(disk.total)
+    says = f"{storage}: {disk.free / 1e9:.1f} GB free of {disk.total / 1e9:.1f} GB, {wanted / 1e9:.1f} GB are kept free"
+    yield Finding("storage", "good" if disk.free > wanted else "wrong", says)
+    try:
+        if storage.exists():
+            from node.archive.open import open_archive
+
+            open_archive(config).close()
+            yield Finding("database", "good", "opens, schema as expected")
+    except RadnodeError as error:
+        yield Finding("database", "wrong", str(error))
+
+
+def _models(config: Config) -> Iterator[Finding]:
+    from node.infer.package import check_trusted, discover_packages
+
+    packages, errors = discover_packages(config.models.paths)
+    for error in errors:
+        yield Finding("models", "wrong", str(error))
+    for package in packages:
+        try:
+            check_trusted(package, config.models.trusted)
+        except RadnodeError as error:
+            yield Finding("models", "wrong", str(error))
+        else:
+            pinned = "pinned" if package.name in config.models.trusted else "not pinned in models.trusted"
+            yield Finding("models", "good", f"{package.name} {package.version}, {pinned}")
+
+
+def _routes(config: Config) -> Iterator[Finding]:
+    from node.infer.package import discover_packages
+
+    known = {package.name for package in discover_packages(config.models.paths)[0]}
+    for route in config.routes:
+        for name in route.run:
+            if name not in known:
+                there = ", ".join(sorted(known)) or "none"
+                yield Finding("routes", "wrong", f"route {route.name!r} runs {name}, there is no such package (there are: {there})")
+
+
+def _peers(config: Config) -> Iterator[Finding]:
+    from node.deliver.dimse import echo
+    from node.deliver.peers import destinations
+
+    for name, address in destinations(config).items():
+        try:
+            seconds = echo(address)
+        except DeliveryError as error:
+            yield Finding(f"peer {name}", "wrong", str(error))
+        else:
+            yield Finding(f"peer {name}", "good", f"{address} answered C-ECHO in {seconds * 1000:.0f} ms")
+
+
+def _port(config: Config) -> Iterator[Finding]:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.node.host, config.node.port))
+        except PermissionError:
+            yield Finding("port", "wrong", f"this user may not listen on port {config.node.port}: see docs/install.md, port 104")
+        except OSError as error:
+            yield Finding("port", "note", f"{config.node.host}:{config.node.port} is taken ({error.strerror}): by a running radnode?")
+        else:
+            yield Finding("port", "good", f"{config.node.host}:{config.node.port} is free")
+
+
+def _accelerator(config: Config) -> Iterator[Finding]:
+    from node.infer.device import choose_device
+
+    try:
+        device = choose_device(config.workers.device)
+    except RadnodeError as error:
+        yield Finding("accelerator", "wrong", str(error))
+        return
+    if device == "cpu":
+        note = "" if config.workers.device == "cpu" else ": torch sees no CUDA device"
+        yield Finding("accelerator", "note", f"models run on the CPU ({os.cpu_count()} cores){note}")
+    else:
+        import torch
+
+        properties = torch.cuda.get_device_properties(device)
+        yield Finding("accelerator", "good", f"{device}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+
