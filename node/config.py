@@ -116,7 +116,7 @@ def _check_host(value: str) -> str:
 def _check_name(value: str) -> str:
     if not _NAME.fullmatch(value):
         raise ValueError(
-            f"found {value!r}; expected a name of 1 to 64 letters, digits, '_', '-' or '.', beginning with a letter or digit"
+            f"found {value!r}; expected a name: 1 to 64 letters, digits, '_', '-' or '.', a letter or digit first"
         )
     return value
 
@@ -274,7 +274,7 @@ class Config(Section):
 
 
 def _check_references(data: object) -> Iterator[tuple[Location, str]]:
-    """What no single field can know: names that stand elsewhere. Runs on the plain data, which may be wrong elsewhere."""
+    """What no single field can know: names that stand elsewhere in the file; the data may have any shape."""
     config = mapping_of(data)
     peers = mapping_of(config.get("peers"))
     yield from _check_peers(peers)

@@ -1,8 +1,8 @@
 """YAML files that a person writes, read into pydantic models with every mistake at its file, line and field.
 
-Only plain data is read: no tags, no anchors and aliases, no duplicate fields, at most 1 MB. Scalars follow YAML 1.2: only
-`true` and `false` are booleans (`YES` and `NO` are DICOM values), and nothing becomes a date, an octal or a sexagesimal
-number by accident.
+Only plain data is read: no tags, no anchors and aliases, no duplicate fields, at most 1 MB. Scalars follow YAML 1.2:
+only `true` and `false` are booleans (`YES` and `NO` are DICOM values), and nothing becomes a date, an octal or a
+sexagesimal number by accident.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def load_yaml(
     """The file as `model`; raises `error` with every mistake.
 
     `check` looks at the plain data for what no single field can know, such as a name that must exist elsewhere in the
-    file, and gives (location, sentence) of each mistake; it must bear data of any shape, as it also runs on wrong files.
-    `context` goes to the model's validators.
+    file, and gives (location, sentence) of each mistake; it must bear data of any shape, as it also runs on files that
+    are wrong. `context` goes to the model's validators.
     """
     document = read_yaml(path, error)
     loaded, problems = document.validate(model, context)
@@ -100,7 +100,7 @@ def read_yaml(path: Path, error: type[FileProblems] = FileProblems) -> Document:
 
 @dataclass
 class Document:
-    """A YAML file as plain data (dict with text keys, list, str, int, float, bool, None), and where each part stands."""
+    """A YAML file as plain data (dict by text, list, str, int, float, bool, None), and where each part stands."""
 
     file: Path
     data: object = None
@@ -152,8 +152,8 @@ class Document:
         except ValidationError as error:
             mistakes = error.errors(include_url=False)
         # Where text is expected, an unquoted number is taken as it stands in the file: code values, AE titles, "1.10".
-        numbers = [mistake["loc"] for mistake in mistakes if mistake["type"] == "string_type"]
-        if any([self._write_as_text(location) for location in numbers]):
+        rewritten = [self._write_as_text(mistake["loc"]) for mistake in mistakes if mistake["type"] == "string_type"]
+        if any(rewritten):
             return self.validate(model, context)
         return None, [self._explain(mistake, model) for mistake in mistakes]
 
@@ -191,7 +191,7 @@ def write_location(location: Location) -> str:
 
 
 class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
-    """PyYAML's own reader, scanner, parser and composer, with the scalars of YAML 1.2 and without what executes or expands."""
+    """PyYAML's own stages up to its nodes, with the scalars of YAML 1.2, without what executes or expands."""
 
     def __init__(self, text: str):
         Reader.__init__(self, text)
@@ -217,8 +217,8 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
             self._depth -= 1
 
 
-# YAML 1.2.2, 10.3.2 (core schema), without octal, hexadecimal and infinities; long digit strings and those with a leading
-# zero stay text, because they are identifiers.
+# YAML 1.2.2, 10.3.2 (core schema), without octal, hexadecimal and infinities; long digit strings and those with a
+# leading zero stay text, because they are identifiers.
 for _tag, _pattern, _first in (
     ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -244,13 +244,14 @@ _SYNTAX = (
         "found a ':' where no field can begin; check the indentation, or quote the text",
     ),
     ("'\\t' that cannot start", "found a tab; YAML is indented with spaces"),
+    ("expected a comment or a line break", 'found text that begins with > or |; such text needs quotes, as in "> 5"'),
     ("chomping or indentation", 'found text that begins with > or |; such text needs quotes, as in "> 5"'),
     ("could not find expected ':'", "found text that is neither a field nor a value; expected 'field: value'"),
     ("unexpected end of stream", "found the file's end inside quotes; expected the closing quote"),
     ("expected ',' or ']'", "found a list that is not closed; expected a comma or ]"),
     ("expected ',' or '}'", "found a mapping that is not closed; expected a comma or }"),
     ("expected <block end>", "found something that does not fit the lines above; check indentation, quotes and dashes"),
-    ("expected a single document", "found a second document (---); expected one"),
+    ("found another document", "found a second document (---); expected one"),
 )
 
 
@@ -309,7 +310,8 @@ def _explain_value(mistake: Mapping[str, Any], *, named: bool = True) -> str:
     if kind == "value_error":
         return str(context["error"])
     said = mistake["msg"]  # by pydantic, of a type that the table does not know
-    expected = f"expected {_EXPECTED[kind].format(**context)}" if kind in _EXPECTED else said[:1].lower() + said[1:]
+    bounds = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in context.items()}
+    expected = f"expected {_EXPECTED[kind].format(**bounds)}" if kind in _EXPECTED else said[:1].lower() + said[1:]
     return f"found {_found(mistake['input'])}; {expected}" if named else expected
 
 

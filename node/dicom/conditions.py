@@ -339,18 +339,25 @@ def _as_written(written: Written) -> str:
 
 def _values_of(dataset: Dataset, tag: int) -> _Values:
     """The element's values; one that pydicom cannot decode counts as the text that stands in its bytes."""
+    from pydicom.dataelem import RawDataElement
+    from pydicom.datadict import dictionary_VR
+    from pydicom.errors import BytesLengthException
+
     if tag not in dataset:
         return _Values((), ())
-    raw = dataset.get_item(tag)
+    raw = dataset.get_item(tag, keep_deferred=True)
+    vr = dictionary_VR(tag) if raw.VR in (None, "UN") else raw.VR
+    if vr in _OPAQUE_VR:  # never decoded: only its presence can be asked, and it may be huge or broken
+        is_empty = raw.length == 0 if isinstance(raw, RawDataElement) else raw.is_empty
+        return _Values(() if is_empty else ("present",), ())
     value: object
     try:
-        element = dataset[tag]
-        if element.VR in _OPAQUE_VR:
-            return _Values(() if element.is_empty else ("present",), ())
-        value = element.value
-    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, NotImplementedError, struct.error):
-        value = getattr(raw, "value", None)
-        value = value.decode("latin-1").split("\\") if isinstance(value, bytes) else value
+        value = dataset[tag].value
+    except (
+        *(ValueError, TypeError, ArithmeticError, LookupError, AttributeError),
+        *(NotImplementedError, struct.error, BytesLengthException),
+    ):
+        value = raw.value.decode("latin-1").split("\\") if isinstance(raw.value, bytes) else raw.value
     # A PersonName and a bytes value are one value, although they iterate.
     items = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
     texts = tuple(text for item in items if (text := str("" if item is None else item).strip(" \t\r\n\0")))

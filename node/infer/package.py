@@ -47,8 +47,8 @@ def load_package(folder: Path) -> Package:
         raise ModelError(f"model package {name}: {folder} is not a folder")
     if not _NAME.fullmatch(name):
         raise ModelError(
-            f"model package {name!r} in {folder.absolute().parent}: a package's folder has a name of 1 to 64 letters, digits, "
-            "'_', '-' or '.', beginning with a letter or digit; rename it"
+            f"model package {name!r} in {folder.absolute().parent}: rename it to 1 to 64 letters, digits, "
+            "'_', '-' or '.', a letter or digit first"
         )
     if not (folder / MANIFEST).is_file():
         raise ModelError(f"model package {name}: {folder / MANIFEST} is missing; docs/models.md describes it")
@@ -64,9 +64,10 @@ def digest_package(folder: Path) -> str:
     """SHA-256 over every file's relative path and content, as 64 hexadecimal digits.
 
     It is the digest of what `sha256sum` prints for all files in the order of their paths' UTF-8 bytes, so that an
-    administrator can compute it without radnode (docs/models.md). Left out is any file or folder called `__pycache__` or
-    beginning with `.git`; whatever runs the package must therefore not read `__pycache__` either. Raises `ModelError` for
-    what would make the digest ambiguous or incomplete: linked folders, files that are not regular, odd names.
+    administrator can compute it without radnode (docs/models.md). Left out is any file or folder called `__pycache__`
+    or beginning with `.git`; whatever runs the package must therefore not read `__pycache__` either. Raises
+    `ModelError` for what would make the digest ambiguous or incomplete: linked folders, files that are not regular,
+    odd names.
     """
     whole = hashlib.sha256()
     for path in sorted(_package_files(folder), key=os.fsencode):
@@ -117,8 +118,8 @@ def check_trusted(package: Package, trusted: Mapping[str, str]) -> None:
     expected = trusted.get(package.name)
     if expected is not None and package.digest != expected:
         raise ModelError(
-            f"model package {package.name} in {package.folder} is not the one that models.trusted pins: expected the digest "
-            f"{expected}, found {package.digest}; restore its files, or pin the new digest once you trust it"
+            f"model package {package.name} in {package.folder} is not the one that models.trusted pins: expected the "
+            f"digest {expected}, found {package.digest}; restore its files, or pin the new digest once you trust it"
         )
 
 
@@ -147,8 +148,8 @@ def _package_files(folder: Path) -> Iterator[str]:
             if path.is_dir():
                 if path.is_symlink():
                     raise ModelError(
-                        f"model package {folder.name}: {relative} is a link to a folder; copy the folder, so that the digest "
-                        "covers its files"
+                        f"model package {folder.name}: {relative} is a link to a folder; copy the folder, so that the "
+                        "digest covers its files"
                     )
             elif path.is_file():
                 yield relative
