@@ -221,7 +221,6 @@ class Route(Section):
     when: When  # `{}` takes every series
     run: tuple[Name, ...] = Field(min_length=1)  # names of model packages
     send_to: tuple[Name, ...] = ()  # names of peers
-    quiet_s: Duration | None = Field(default=None, alias="quiet")  # None: as `complete` says
 
 
 class Workers(Section):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from node.archive.store import Archive
+from node.demo.pacs import Orthanc
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +18,19 @@ def shared_data() -> Path:
     folder = Path(os.environ.get("RADNODE_SHARED_DATA") or Path(__file__).parents[2] / "shared" / "data")
     assert folder.is_dir(), f"no test data at {folder}; set RADNODE_SHARED_DATA to the folder that holds chest_ct_philips"
     return folder
+
+
+@pytest.fixture(scope="session")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    """An Orthanc as the PACS of this run; a machine without it fails."""
+    assert Orthanc.program(), "Orthanc is not installed (Debian: apt-get install orthanc)"
+    with Orthanc(tmp_path_factory.mktemp("orthanc")) as running:
+        yield running
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Iterator[Archive]:
+    """An empty archive."""
+    opened = Archive(tmp_path / "var", f"sqlite:///{tmp_path / 'radnode.sqlite'}")
+    yield opened
+    opened.close()

@@ -1,0 +1,126 @@
+"""The outbox: what is owed is tried until it arrives, and one dead peer or object holds up nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+from sqlalchemy import insert, update
+
+from node.archive import schema
+from node.archive.records import DeliveryState, JobState, StudyState
+from node.archive.store import Archive
+from node.deliver import outbox
+from node.deliver.dimse import Address
+from node.deliver.service import deliver_due, deliver_until
+from node.demo.pacs import Orthanc, free_port
+from node.errors import NotFound
+from tests.running_node import wait_until
+
+
+def owe(archive: Archive, files: list[Path], *peers: str) -> None:
+    """Make `files` results of a job that are owed to `peers`."""
+    with archive.database.write() as connection:
+        study = connection.execute(
+            insert(schema.studies).values(
+                study_uid="1.2.3", state=StudyState.ROUTED, first_received_at=0.0, last_received_at=0.0
+            )
+        ).inserted_primary_key
+        job = connection.execute(
+            insert(schema.jobs).values(
+                key="k", study_id=study[0], study_revision=1, route="r", model="m", model_version="1", model_digest="d",
+                inputs={}, send_to=list(peers), state=JobState.DONE, created_at=0.0,
+            )
+        ).inserted_primary_key  # fmt: skip
+        for number, file in enumerate(files):
+            path = f"results/{number}.dcm"
+            shutil.copy(file, archive.storage / path)
+            meta = dcmread(file, stop_before_pixels=True).file_meta
+            result = connection.execute(
+                insert(schema.results).values(
+                    job_id=job[0], kind="seg", path=path, size=1, created_at=0.0,
+                    sop_instance_uid=meta.MediaStorageSOPInstanceUID, sop_class_uid=meta.MediaStorageSOPClassUID,
+                )
+            ).inserted_primary_key  # fmt: skip
+            for peer in peers:
+                connection.execute(
+                    insert(schema.deliveries).values(
+                        result_id=result[0], peer=peer, state=DeliveryState.PENDING, created_at=float(number)
+                    )
+                )
+
+
+def make_due(archive: Archive) -> None:
+    with archive.database.write() as connection:
+        connection.execute(update(schema.deliveries).values(not_before=0.0))
+
+
+@pytest.fixture
+def files(shared_data: Path) -> list[Path]:
+    return sorted((shared_data / "chest_ct_philips").glob("*.dcm"))[:3]
+
+
+def test_what_is_owed_arrives_when_the_peer_comes_back(archive: Archive, files: list[Path], tmp_path: Path) -> None:
+    owe(archive, files, "pacs")
+    pacs = Orthanc(tmp_path / "pacs")
+    address = Address(pacs.ae_title, "127.0.0.1", pacs.port, "RADNODE")
+    assert deliver_due(archive.database, archive.storage, "pacs", address, threading.Event()) == 0
+    parcels = outbox.list_parcels(archive.database)
+    assert {parcel.delivery.state for parcel in parcels} == {DeliveryState.PENDING}
+    assert all("no DICOM answer" in parcel.delivery.reason for parcel in parcels)
+    assert all(parcel.delivery.not_before > time.time() for parcel in parcels)
+    make_due(archive)
+    with pacs:
+        assert deliver_due(archive.database, archive.storage, "pacs", address, threading.Event()) == 3
+        assert len(pacs.instances(str(dcmread(files[0]).StudyInstanceUID))) == 3
+    assert {parcel.delivery.state for parcel in outbox.list_parcels(archive.database)} == {DeliveryState.DELIVERED}
+    assert [line.what for line in archive.events("1.2.3") if "delivered" in line.what] == ["seg delivered to pacs"] * 3
+
+
+def test_a_dead_peer_delays_nobody_else(archive: Archive, files: list[Path], orthanc: Orthanc) -> None:
+    owe(archive, files, "dead", "pacs")
+    stop = threading.Event()
+    peers = {
+        "dead": Address("DEAD", "127.0.0.1", free_port(), "RADNODE"),
+        "pacs": Address(orthanc.ae_title, "127.0.0.1", orthanc.port, "RADNODE"),
+    }
+    thread = threading.Thread(target=deliver_until, args=(stop, archive.database, archive.storage, peers))
+    thread.start()
+    try:
+        wait_until(lambda: outbox.count_deliveries(archive.database).get("delivered") == 3, 20, "the live peer has all")
+    finally:
+        stop.set()
+        thread.join(20)
+    assert not thread.is_alive()
+    assert outbox.count_deliveries(archive.database) == {"delivered": 3, "pending": 3}
+
+
+def test_a_damaged_object_is_given_up_and_the_others_go(archive: Archive, files: list[Path], orthanc: Orthanc) -> None:
+    owe(archive, files, "pacs")
+    (archive.storage / "results" / "0.dcm").write_bytes(b"no DICOM")
+    (archive.storage / "results" / "1.dcm").unlink()
+    address = Address(orthanc.ae_title, "127.0.0.1", orthanc.port, "RADNODE")
+    assert deliver_due(archive.database, archive.storage, "pacs", address, threading.Event()) == 1
+    failed = outbox.list_parcels(archive.database, states=[DeliveryState.FAILED])
+    assert {parcel.path for parcel in failed} == {"results/0.dcm", "results/1.dcm"}
+    assert all("reprocess" in parcel.delivery.reason for parcel in failed)
+
+
+def test_a_person_sends_again(archive: Archive, files: list[Path]) -> None:
+    owe(archive, files[:1], "pacs")
+    (parcel,) = outbox.list_parcels(archive.database)
+    outbox.mark_delivered(archive.database, parcel)
+    assert outbox.due_parcels(archive.database, "pacs") == []
+    outbox.retry_delivery(archive.database, parcel.delivery.id, "test")
+    assert len(outbox.due_parcels(archive.database, "pacs")) == 1
+    with pytest.raises(NotFound, match="no delivery 99"):
+        outbox.retry_delivery(archive.database, 99, "test")
+
+
+def test_delays_grow_to_ten_minutes() -> None:
+    delays = [outbox.retry_delay_s(attempts) for attempts in (1, 2, 3, 8, 9, 1000)]
+    assert delays == [5, 10, 20, 600, 600, 600]
