@@ -120,7 +120,9 @@ def test_free_disk(write: Write, written: str, wanted_bytes: int) -> None:
 
 
 def test_numbers_as_ae_title_and_peer_name(write: Write) -> None:
-    config = load_config(write("node: {storage: a, ae_title: 0123}\nmodels: {path: m}\npeers: {7: {ae_title: 12, host: a}}\n"))
+    config = load_config(
+        write("node: {storage: a, ae_title: 0123}\nmodels: {path: m}\npeers: {7: {ae_title: 12, host: a}}\n")
+    )
     assert config.node.ae_title == "0123"
     assert config.peers["7"].ae_title == "12"
 
@@ -244,7 +246,12 @@ def test_section_of_any_shape_is_refused_where_it_stands(write: Write, section: 
 
 
 def test_password_is_never_told(write: Write) -> None:
-    for wrong in ("postgresql://u:secret@db/x", "postgresql+psycopg://u:secret@db:notaport/x", "[secret]", "{a: secret}"):
+    for wrong in (
+        "postgresql://u:secret@db/x",
+        "postgresql+psycopg://u:secret@db:notaport/x",
+        "[secret]",
+        "{a: secret}",
+    ):
         with pytest.raises(ConfigError) as refusal:
             load_config(write(changed("database: sqlite", f"database: {wrong}")))
         assert refusal.value.problems[0].field == "database"

@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from node.errors import ConfigError, FileProblems, ManifestError, Problem
-from node.yamlfile import DEPTH_MAX, SIZE_MAX, Location, Number, Section, WholeNumber, load_yaml, read_yaml, write_location
+from node.yamlfile import (
+    DEPTH_MAX,
+    SIZE_MAX,
+    Location,
+    Number,
+    Section,
+    WholeNumber,
+    load_yaml,
+    read_yaml,
+    write_location,
+)
 
 
 class Rank(StrEnum):
@@ -112,7 +122,7 @@ def test_missing_field_stands_at_its_parent(file: Path) -> None:
 SYNTAX = [
     ("title: a\n\tversion: b\n", 2, "found a tab; YAML is indented with spaces"),
     ("title: a: b\n", 1, "found a ':' where no field can begin"),
-    ("title: > 5\n", 1, "text needs quotes, as in \"> 5\""),
+    ("title: > 5\n", 1, 'text needs quotes, as in "> 5"'),
     ("title: !CT\n", 1, 'found a tag: text that begins with ! needs quotes, such as "!CT"'),
     ("title: !!python/object/apply:os.system [ls]\n", 1, "found a tag"),
     ("title: &a x\nversion: *a\n", 1, "found an anchor or alias"),
@@ -211,8 +221,46 @@ def test_location_is_a_dotted_path() -> None:
 
 
 PIECES = st.sampled_from(
-    ["title", "names", "inputs", "image", "limits", ": ", "\n", "\n  ", "- ", "[", "]", "{", "}", ",", "'", '"', "!", "&a", "*a"]
-    + ["|", ">", "%", "#", "~", "1", "-1.5", "true", "?", "---\n", "\t", "\x00", "\ud7ff", "1e5", "segments", "<<", "\\"]
+    [
+        "title",
+        "names",
+        "inputs",
+        "image",
+        "limits",
+        ": ",
+        "\n",
+        "\n  ",
+        "- ",
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        "'",
+        '"',
+        "!",
+        "&a",
+        "*a",
+    ]
+    + [
+        "|",
+        ">",
+        "%",
+        "#",
+        "~",
+        "1",
+        "-1.5",
+        "true",
+        "?",
+        "---\n",
+        "\t",
+        "\x00",
+        "\ud7ff",
+        "1e5",
+        "segments",
+        "<<",
+        "\\",
+    ]
 )
 
 
