@@ -155,7 +155,7 @@ class Document:
         rewritten = [self._write_as_text(mistake["loc"]) for mistake in mistakes if mistake["type"] == "string_type"]
         if any(rewritten):
             return self.validate(model, context)
-        # Pydantic counts only the items that are right: "too short" beside a wrong item would be a second sentence for it.
+        # Pydantic counts the right items only: "too short" beside a wrong item would be a second sentence for it.
         places = [mistake["loc"] for mistake in mistakes]
         wrong_within = {place[:length] for place in places for length in range(len(place))}
         told = [m for m in mistakes if not (m["type"] == "too_short" and m["loc"] in wrong_within)]

@@ -211,7 +211,7 @@ MISTAKES = [
     ids=[f"{mistake[3]}-{number}" for number, mistake in enumerate(MISTAKES)],
 )
 def test_mistake_is_told_with_line_and_field(
-    write: Write, before: str, after: str, line: int, field: str, message: str
+    *, write: Write, before: str, after: str, line: int, field: str, message: str
 ) -> None:
     path = write(changed(before, after))
     with pytest.raises(ConfigError) as refusal:
@@ -243,6 +243,13 @@ def test_section_of_any_shape_is_refused_where_it_stands(write: Write, section: 
     with pytest.raises(ConfigError) as refusal:
         load_config(write("".join(f"{name}: {value}\n" for name, value in base.items())))
     assert {problem.field.split(".")[0].split("[")[0] for problem in refusal.value.problems} == {section}
+
+
+def test_peers_of_a_wrong_shape_are_told_once(write: Write) -> None:
+    head, rest = GOOD.split("peers:\n")
+    with pytest.raises(ConfigError) as refusal:
+        load_config(write(f"{head}peers: pacs\nreceive:{rest.split('receive:')[1]}"))
+    assert [problem.field for problem in refusal.value.problems] == ["peers"]
 
 
 def test_password_is_never_told(write: Write) -> None:

@@ -178,7 +178,7 @@ def test_senseless_condition_is_refused(keyword: str, condition: object, sentenc
 
 
 def test_every_mistake_is_told_at_once() -> None:
-    with pytest.raises(ValueError, match="Modallity: .*; SliceThickness: "):
+    with pytest.raises(ValueError, match=r"Modallity: .*; SliceThickness: "):
         When({"Modallity": "CT", "SliceThickness": "thin", "BodyPartExamined": "CHEST"})
 
 

@@ -80,8 +80,10 @@ def test_package_is_read_as_typed_values(build: Build) -> None:
 
 MISTAKES = [
     ("title: CT lungs, reference\n", "", 1, "title", "is missing; expected a value"),
-    ("licence_code: Apache-2.0\n", "licence_code: Apache-2.0\nlicense_code: x\n", 4, "license_code", "is not a known field; did you mean licence_code?"),
-    ("Modality: CT", "Modallity: CT", 7, "inputs.image.when.Modallity", "is not a DICOM keyword; did you mean Modality?"),
+    ("licence_code: Apache-2.0\n", "licence_code: Apache-2.0\nlicense_code: x\n", 4, "license_code",
+     "is not a known field; did you mean licence_code?"),
+    ("Modality: CT", "Modallity: CT", 7, "inputs.image.when.Modallity",
+     "is not a DICOM keyword; did you mean Modality?"),
     ("rank: [thinnest, newest]", "rank: [thinnest, thickest]", 8, "inputs.image.rank[1]",
      "found 'thickest'; expected 'thinnest', 'softest kernel', 'most slices' or 'newest'"),
     ("slices_min: 20", "slices_min: 0", 9, "inputs.image.limits.slices_min",
@@ -109,7 +111,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("before", "after", "line", "field", "message"), MISTAKES, ids=[m[1] for m in MISTAKES])
-def test_mistake_in_the_manifest(build: Build, before: str, after: str, line: int, field: str, message: str) -> None:
+def test_mistake_in_the_manifest(*, build: Build, before: str, after: str, line: int, field: str, message: str) -> None:
     assert MANIFEST.count(before) == 1
     folder = build(manifest=MANIFEST.replace(before, after))
     with pytest.raises(ManifestError) as refusal:
@@ -166,8 +168,8 @@ def test_digest_is_that_of_sha256sum(build: Build) -> None:
     (folder / "scripts" / "__pycache__" / "lungs.cpython-311.pyc").write_bytes(b"x")
     (folder / ".gitignore").write_text("x")
     command = (
-        "find . -type d \\( -name __pycache__ -o -name '.git*' \\) -prune -o ! -type d ! -name __pycache__ ! -name '.git*' "
-        "-printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum"
+        "find . -type d \\( -name __pycache__ -o -name '.git*' \\) -prune -o ! -type d ! -name __pycache__ "
+        "! -name '.git*' -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum"
     )
     assert command in (Path(__file__).parents[2] / "docs" / "models.md").read_text(), "the documentation differs"
     ran = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=True)
