@@ -276,6 +276,8 @@ def _check_references(data: object) -> Iterator[tuple[Location, str]]:
     """What no single field can know: names that stand elsewhere in the file; the data may have any shape."""
     config = mapping_of(data)
     peers = mapping_of(config.get("peers"))
+    if "peers" in config and not isinstance(config["peers"], Mapping):
+        return  # told already; every name would be unknown for this one reason
     yield from _check_peers(peers)
     for index, name in listing_of(mapping_of(config.get("receive")).get("from")):
         yield from _check_peer_name(("receive", "from", index), name, peers)

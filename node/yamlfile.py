@@ -155,7 +155,11 @@ class Document:
         rewritten = [self._write_as_text(mistake["loc"]) for mistake in mistakes if mistake["type"] == "string_type"]
         if any(rewritten):
             return self.validate(model, context)
-        return None, [self._explain(mistake, model) for mistake in mistakes]
+        # Pydantic counts the right items only: "too short" beside a wrong item would be a second sentence for it.
+        places = [mistake["loc"] for mistake in mistakes]
+        wrong_within = {place[:length] for place in places for length in range(len(place))}
+        told = [m for m in mistakes if not (m["type"] == "too_short" and m["loc"] in wrong_within)]
+        return None, [self._explain(mistake, model) for mistake in told]
 
     def _write_as_text(self, location: Location) -> bool:
         """Replace the number at this location by its text; False where there is none."""

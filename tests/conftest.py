@@ -16,7 +16,9 @@ from node.demo.pacs import Orthanc
 def shared_data() -> Path:
     """The folder of shared test data; a machine without it fails, it never skips."""
     folder = Path(os.environ.get("RADNODE_SHARED_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    assert folder.is_dir(), f"no test data at {folder}; set RADNODE_SHARED_DATA to the folder that holds chest_ct_philips"
+    assert folder.is_dir(), (
+        f"no test data at {folder}; set RADNODE_SHARED_DATA to the folder that holds chest_ct_philips"
+    )
     return folder
 
 

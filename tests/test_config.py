@@ -120,7 +120,9 @@ def test_free_disk(write: Write, written: str, wanted_bytes: int) -> None:
 
 
 def test_numbers_as_ae_title_and_peer_name(write: Write) -> None:
-    config = load_config(write("node: {storage: a, ae_title: 0123}\nmodels: {path: m}\npeers: {7: {ae_title: 12, host: a}}\n"))
+    config = load_config(
+        write("node: {storage: a, ae_title: 0123}\nmodels: {path: m}\npeers: {7: {ae_title: 12, host: a}}\n")
+    )
     assert config.node.ae_title == "0123"
     assert config.peers["7"].ae_title == "12"
 
@@ -209,7 +211,7 @@ MISTAKES = [
     ids=[f"{mistake[3]}-{number}" for number, mistake in enumerate(MISTAKES)],
 )
 def test_mistake_is_told_with_line_and_field(
-    write: Write, before: str, after: str, line: int, field: str, message: str
+    *, write: Write, before: str, after: str, line: int, field: str, message: str
 ) -> None:
     path = write(changed(before, after))
     with pytest.raises(ConfigError) as refusal:
@@ -243,8 +245,20 @@ def test_section_of_any_shape_is_refused_where_it_stands(write: Write, section: 
     assert {problem.field.split(".")[0].split("[")[0] for problem in refusal.value.problems} == {section}
 
 
+def test_peers_of_a_wrong_shape_are_told_once(write: Write) -> None:
+    head, rest = GOOD.split("peers:\n")
+    with pytest.raises(ConfigError) as refusal:
+        load_config(write(f"{head}peers: pacs\nreceive:{rest.split('receive:')[1]}"))
+    assert [problem.field for problem in refusal.value.problems] == ["peers"]
+
+
 def test_password_is_never_told(write: Write) -> None:
-    for wrong in ("postgresql://u:secret@db/x", "postgresql+psycopg://u:secret@db:notaport/x", "[secret]", "{a: secret}"):
+    for wrong in (
+        "postgresql://u:secret@db/x",
+        "postgresql+psycopg://u:secret@db:notaport/x",
+        "[secret]",
+        "{a: secret}",
+    ):
         with pytest.raises(ConfigError) as refusal:
             load_config(write(changed("database: sqlite", f"database: {wrong}")))
         assert refusal.value.problems[0].field == "database"

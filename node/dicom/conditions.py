@@ -339,8 +339,8 @@ def _as_written(written: Written) -> str:
 
 def _values_of(dataset: Dataset, tag: int) -> _Values:
     """The element's values; one that pydicom cannot decode counts as the text that stands in its bytes."""
-    from pydicom.dataelem import RawDataElement
     from pydicom.datadict import dictionary_VR
+    from pydicom.dataelem import RawDataElement
     from pydicom.errors import BytesLengthException
 
     if tag not in dataset:

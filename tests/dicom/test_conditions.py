@@ -126,7 +126,8 @@ def test_condition_does_not_hold(conditions: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("age", "years", "holds"), [("018M", "< 2", True), ("018M", "< 1", False), ("006W", "< 1", True), ("200D", "> 1", False)]
+    ("age", "years", "holds"),
+    [("018M", "< 2", True), ("018M", "< 1", False), ("006W", "< 1", True), ("200D", "> 1", False)],
 )
 def test_age_is_compared_in_years(age: str, years: str, holds: bool) -> None:
     dataset = Dataset()
@@ -177,7 +178,7 @@ def test_senseless_condition_is_refused(keyword: str, condition: object, sentenc
 
 
 def test_every_mistake_is_told_at_once() -> None:
-    with pytest.raises(ValueError, match="Modallity: .*; SliceThickness: "):
+    with pytest.raises(ValueError, match=r"Modallity: .*; SliceThickness: "):
         When({"Modallity": "CT", "SliceThickness": "thin", "BodyPartExamined": "CHEST"})
 
 
@@ -262,7 +263,16 @@ def test_real_chest_ct(shared_data: Path) -> None:
     assert when.matches(dataset), [str(verdict) for verdict in when.explain(dataset)]
 
 
-KEYWORDS = ["Modality", "SliceThickness", "SeriesNumber", "Rows", "PatientAge", "PatientName", "StudyDate", "PixelSpacing"]
+KEYWORDS = [
+    "Modality",
+    "SliceThickness",
+    "SeriesNumber",
+    "Rows",
+    "PatientAge",
+    "PatientName",
+    "StudyDate",
+    "PixelSpacing",
+]
 VRS = ["CS", "DS", "IS", "US", "AS", "PN", "DA", "LO", "UN", "SQ", "OB", "FD", "AT", "TM", "DT", "UI", "OW", "FL", "ZZ"]
 ATOMS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 
