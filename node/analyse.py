@@ -44,8 +44,8 @@ def analyse(
 ) -> Analysis:
     """Read the planned volumes, run the model, measure, and make the DICOM results whose UIDs derive from `key`.
 
-    `progress` is told each stage of `STAGES` as it begins. Raises `InputRefused` for voxels that cannot be read, `ModelError` when
-    the model fails, `OutputRefused` when what it returned is no result.
+    `progress` is told each stage of `STAGES` as it begins. Raises `InputRefused` for voxels that cannot be read,
+    `ModelError` when the model fails, `OutputRefused` when what it returned is no result.
     """
     seconds: dict[str, float] = {}
     clock = time.monotonic()

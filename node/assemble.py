@@ -30,7 +30,9 @@ RECOVER_EVERY_S = 2.0
 
 
 def schedule_until(stop: threading.Event, archive: Archive, config: Config) -> None:
-    """Route studies as they become complete, give back what dead workers held, delete what is old; until `stop` is set."""
+    """Route studies as they become complete, give back what dead workers held, delete what is old; until `stop` is
+    set.
+    """
     shelf = PackageShelf(config.models.paths, config.models.trusted)
     next_recovery = next_retention = 0.0
     while not stop.is_set():
@@ -74,7 +76,9 @@ def _route(archive: Archive, study: Study, config: Config, shelf: PackageShelf) 
         _log.error("study %s quarantined: %s", study.study_uid, error)
     except Exception as error:  # one strange study must not stop the others
         _log.exception("study %s cannot be routed", study.study_uid)
-        archive.quarantine_study(study, f"routing failed unexpectedly ({type(error).__name__}): see the log of the node")
+        archive.quarantine_study(
+            study, f"routing failed unexpectedly ({type(error).__name__}): see the log of the node"
+        )
     else:
         if decision is not None:
             outcome = f"{len(decision.jobs)} jobs" if decision.jobs else "no route wants it"

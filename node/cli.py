@@ -1,4 +1,6 @@
-"""The `radnode` command: its words and options. What each command does lives in `node.commands`, imported only when it runs."""
+"""The `radnode` command: its words and options. What each command does lives in `node.commands`, imported only when
+it runs.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from node import __version__
 from node.errors import RadnodeError
@@ -39,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="radnode",
-        description="DICOM inference node: studies in by C-STORE, models on the GPU, DICOM SEG and Structured Reports back.",
+        description="DICOM inference node: studies in by C-STORE, DICOM SEG and Structured Reports back to the PACS.",
         epilog="Exit codes: 0 done, 1 failed, 2 wrong use. Research use only: results are unverified.",
     )
     parser.add_argument("--version", action="version", version=f"radnode {__version__}")
@@ -47,26 +50,35 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     _add_demo(commands)
-    command = _command(commands, "check", "check:check", "is this machine ready: configuration, models, peers, disk, accelerator")
+    command = _command(
+        commands, "check", "check:check", "is this machine ready: configuration, models, peers, disk, accelerator"
+    )
     _config(command)
     _json(command)
     _add_serve(commands)
     _add_run(commands)
-    command = _command(commands, "reprocess", "reprocess:reprocess", "run a study once more from the archive, through the queue")
+    command = _command(
+        commands, "reprocess", "reprocess:reprocess", "run a study once more from the archive, through the queue"
+    )
     command.add_argument("--study", required=True, metavar="UID", help="Study Instance UID")
     _config(command)
 
     noun = _noun(commands, "studies", "what was received and what became of it")
     command = _command(noun, "list", "listing:list_studies", "studies, the last received first")
-    _config(command), _json(command), _limit(command)
+    _config(command)
+    _json(command)
+    _limit(command)
     command = _command(noun, "show", "listing:show_study", "the whole story of one study")
     command.add_argument("study", metavar="UID")
-    _config(command), _json(command)
+    _config(command)
+    _json(command)
 
     noun = _noun(commands, "jobs", "model runs")
     command = _command(noun, "list", "listing:list_jobs", "jobs, the newest first")
     command.add_argument("--study", metavar="UID", help="only those of this study")
-    _config(command), _json(command), _limit(command)
+    _config(command)
+    _json(command)
+    _limit(command)
     for name, what in (("retry", "queue a finished job again"), ("cancel", "cancel a waiting or running job")):
         command = _command(noun, name, f"listing:{name}_job", what)
         command.add_argument("job", type=int, metavar="JOB")
@@ -75,14 +87,17 @@ def build_parser() -> argparse.ArgumentParser:
     noun = _noun(commands, "deliveries", "results on their way to peers")
     command = _command(noun, "list", "listing:list_deliveries", "deliveries, the newest first")
     command.add_argument("--study", metavar="UID", help="only those of this study")
-    _config(command), _json(command), _limit(command)
+    _config(command)
+    _json(command)
+    _limit(command)
     command = _command(noun, "retry", "listing:retry_delivery", "send one again at once")
     command.add_argument("delivery", type=int, metavar="DELIVERY")
     _config(command)
 
     noun = _noun(commands, "models", "model packages")
     command = _command(noun, "list", "models:list_models", "the packages in the configured folders")
-    _config(command), _json(command)
+    _config(command)
+    _json(command)
     command = _command(noun, "verify", "models:verify_models", "check packages and their pinned digests")
     command.add_argument("names", nargs="*", metavar="MODEL")
     _config(command)
@@ -91,25 +106,33 @@ def build_parser() -> argparse.ArgumentParser:
     command = _command(noun, "explain", "route:explain", "why each series of a study did or did not match")
     command.add_argument("path", nargs="?", type=Path, help="a folder of DICOM files")
     command.add_argument("--study", metavar="UID", help="a study in the archive")
-    _config(command), _json(command)
+    _config(command)
+    _json(command)
 
     noun = _noun(commands, "peers", "DICOM nodes that we know")
     command = _command(noun, "echo", "peers:echo_peers", "C-ECHO to peers")
     command.add_argument("names", nargs="*", metavar="PEER", help="default: every peer that has a port")
-    _config(command), _json(command)
+    _config(command)
+    _json(command)
     return parser
 
 
 def _add_demo(commands: argparse._SubParsersAction) -> None:
-    command = _command(commands, "demo", "demo:demo", "the whole chain on this machine: a study in, SEG, SR and pictures out")
+    command = _command(
+        commands, "demo", "demo:demo", "the whole chain on this machine: a study in, SEG, SR and pictures out"
+    )
     command.add_argument("folder", nargs="?", type=Path, help="your own chest CT study; default: a phantom")
-    command.add_argument("--out", type=Path, default=Path("radnode-demo"), metavar="DIR", help="default: ./radnode-demo")
+    command.add_argument(
+        "--out", type=Path, default=Path("radnode-demo"), metavar="DIR", help="default: ./radnode-demo"
+    )
     command.add_argument("--model", default="ct_lung_reference", help="default: ct_lung_reference")
 
 
 def _add_serve(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "serve", "serve:serve", "the service: receive, schedule, work, deliver")
-    command.add_argument("--role", choices=("receive", "schedule", "work", "deliver"), help="only this role, in this process")
+    command.add_argument(
+        "--role", choices=("receive", "schedule", "work", "deliver"), help="only this role, in this process"
+    )
     _config(command)
 
 
@@ -135,7 +158,9 @@ def _noun(commands: argparse._SubParsersAction, name: str, what: str) -> argpars
 
 
 def _config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", type=Path, metavar="FILE", help="default: $RADNODE_CONFIG, ./config.yaml, /etc/radnode/config.yaml")
+    command.add_argument(
+        "--config", type=Path, metavar="FILE", help="default: $RADNODE_CONFIG, ./config.yaml, /etc/radnode/config.yaml"
+    )
 
 
 def _json(command: argparse.ArgumentParser) -> None:
@@ -147,9 +172,11 @@ def _limit(command: argparse.ArgumentParser) -> None:
 
 
 class _Line(logging.Formatter):
-    """Plain lines; under systemd with the priority that the journal understands (sd-daemon(3)) and without a second clock."""
+    """Plain lines; under systemd with the priority that the journal understands (sd-daemon(3)) and without a second
+    clock.
+    """
 
-    _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+    _PRIORITY: ClassVar = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
     def __init__(self) -> None:
         self._journal = "JOURNAL_STREAM" in os.environ

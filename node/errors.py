@@ -1,7 +1,7 @@
 """The one tree of named errors.
 
-Each message says what was wrong, with which object (file, UID, peer, model) and what the reader can do. The command line
-prints that sentence and no traceback. No message carries a patient's name, ID or birth date.
+Each message says what was wrong, with which object (file, UID, peer, model) and what the reader can do. The command
+line prints that sentence and no traceback. No message carries a patient's name, ID or birth date.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Durable jobs: who may run what, for how long, and what became of it.
 
-A job is one model run on one set of instances; its key is the hash of exactly that, and every UID of its results derives from
-the key, so the same work done twice makes the same objects. A worker holds a job by a lease that it renews; a lease that ran out
-or whose process is gone gives the job back. Attempts are counted before they start, so a study that kills its worker is stopped.
+A job is one model run on one set of instances; its key is the hash of exactly that, and every UID of its results
+derives from the key, so the same work done twice makes the same objects. A worker holds a job by a lease that it
+renews; a lease that ran out or whose process is gone gives the job back. Attempts are counted before they start, so a
+study that kills its worker is stopped.
 """
 
 from __future__ import annotations
@@ -87,16 +88,18 @@ class NewResult:
 
 
 def job_key(model: str, model_digest: str, inputs: Mapping[str, Sequence[str]]) -> str:
-    """SHA-256 (hex) over model, digest and the sorted SOP Instance UIDs of every input. Parameters are in the digest."""
+    """SHA-256 (hex) over model, digest and the sorted SOP Instance UIDs of every input. Overrides are in the digest."""
     material = {"model": model, "digest": model_digest, "inputs": {name: sorted(uids) for name, uids in inputs.items()}}
     return hashlib.sha256(json.dumps(material, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-# -- making jobs -----------------------------------------------------------------------------------------------------------
+# -- making jobs -----------------------------------------------------------------------------------------------------
 
 
 def add_job(connection: Connection, study_id: int, study_uid: str, revision: int, new: NewJob, now: float) -> bool:
-    """Queue a job in the caller's transaction; False when the same job exists (then only its destinations are completed)."""
+    """Queue a job in the caller's transaction; False when the same job exists (then only its destinations are
+    completed).
+    """
     key = job_key(new.model, new.model_digest, new.inputs)
     existing = connection.execute(select(schema.jobs).where(schema.jobs.c.key == key)).first()
     if existing is not None:
@@ -167,7 +170,7 @@ def cancel_job(database: Database, job_id: int, actor: str) -> Job:
     return Job.from_row(row)
 
 
-# -- running jobs ----------------------------------------------------------------------------------------------------------
+# -- running jobs ----------------------------------------------------------------------------------------------------
 
 
 def claim_job(database: Database, worker: WorkerId, models: Sequence[str] | None = None) -> Job | None:
@@ -216,7 +219,9 @@ def finish_job(
     measurements: list[dict[str, Any]],
     story: str,
 ) -> bool:
-    """Record the results and their deliveries and end the job, in one transaction; False (nothing done) without the lease."""
+    """Record the results and their deliveries and end the job, in one transaction; False (nothing done) without the
+    lease.
+    """
     now = time.time()
     with database.write() as connection:
         if not _held(
@@ -244,7 +249,14 @@ def end_job(database: Database, job: Job, worker: WorkerId, state: JobState, rea
     """End the job without results (`REFUSED`, `FAILED`); False when the lease was lost."""
     with database.write() as connection:
         ended = _held(
-            connection, job, worker, state=state, reason=reason, finished_at=time.time(), lease_owner=None, lease_until=None
+            connection,
+            job,
+            worker,
+            state=state,
+            reason=reason,
+            finished_at=time.time(),
+            lease_owner=None,
+            lease_until=None,
         )
         if ended:
             record_event(connection, "work", _study_uid(connection, job), f"{job.model}: {state.value}: {reason}")
@@ -280,7 +292,10 @@ def recover_lost_jobs(database: Database) -> list[Job]:
     columns = schema.jobs.c
     lost: list[Job] = []
     with database.read() as connection:
-        running = [Job.from_row(row) for row in connection.execute(select(schema.jobs).where(columns.state == JobState.RUNNING))]
+        running = [
+            Job.from_row(row)
+            for row in connection.execute(select(schema.jobs).where(columns.state == JobState.RUNNING))
+        ]
     for job in running:
         expired = job.lease_until is None or job.lease_until < now
         dead = job.lease_owner is not None and WorkerId.parse(job.lease_owner).is_known_dead()
@@ -306,14 +321,19 @@ def recover_lost_jobs(database: Database) -> list[Job]:
     return lost
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------------------------
 
 
 def list_jobs(
     database: Database, *, study_id: int | None = None, states: Sequence[JobState] = (), limit: int = 100
 ) -> list[tuple[Job, str]]:
     """Jobs with their Study Instance UIDs, the newest first."""
-    query = select(schema.jobs, schema.studies.c.study_uid).join(schema.studies).order_by(schema.jobs.c.id.desc()).limit(limit)
+    query = (
+        select(schema.jobs, schema.studies.c.study_uid)
+        .join(schema.studies)
+        .order_by(schema.jobs.c.id.desc())
+        .limit(limit)
+    )
     if study_id is not None:
         query = query.where(schema.jobs.c.study_id == study_id)
     if states:
@@ -333,10 +353,10 @@ def count_jobs(database: Database) -> dict[str, int]:
     """How many jobs are in each state."""
     query = select(schema.jobs.c.state, func.count()).group_by(schema.jobs.c.state)
     with database.read() as connection:
-        return {state: count for state, count in connection.execute(query)}
+        return {str(state): int(count) for state, count in connection.execute(query)}
 
 
-# -- below: pieces of the transactions above ---------------------------------------------------------------------------------
+# -- below: pieces of the transactions above -------------------------------------------------------------------------
 
 
 def _held(connection: Connection, job: Job, worker: WorkerId, **changes: Any) -> bool:
@@ -345,7 +365,9 @@ def _held(connection: Connection, job: Job, worker: WorkerId, **changes: Any) ->
     held = (columns.id == job.id, columns.state == JobState.RUNNING, columns.lease_owner == str(worker))
     if not changes:
         return connection.scalar(select(columns.id).where(*held)) is not None
-    return connection.execute(update(schema.jobs).where(*held).values(**changes).returning(columns.id)).first() is not None
+    return (
+        connection.execute(update(schema.jobs).where(*held).values(**changes).returning(columns.id)).first() is not None
+    )
 
 
 def _give_back(connection: Connection, job: Job, reason: str) -> None:
@@ -371,9 +393,18 @@ def _give_back(connection: Connection, job: Job, reason: str) -> None:
 
 def _put_result(connection: Connection, job_id: int, result: NewResult, now: float) -> None:
     columns = schema.results.c
-    values = {"job_id": job_id, "kind": result.kind, "sop_class_uid": result.sop_class_uid, "path": result.path, "size": result.size}
+    values = {
+        "job_id": job_id,
+        "kind": result.kind,
+        "sop_class_uid": result.sop_class_uid,
+        "path": result.path,
+        "size": result.size,
+    }
     known = connection.execute(
-        update(schema.results).where(columns.sop_instance_uid == result.sop_instance_uid).values(**values).returning(columns.id)
+        update(schema.results)
+        .where(columns.sop_instance_uid == result.sop_instance_uid)
+        .values(**values)
+        .returning(columns.id)
     ).first()
     if known is None:
         connection.execute(
@@ -385,7 +416,14 @@ def _add_deliveries(connection: Connection, job_id: int, peers: Sequence[str], n
     """Owe every result of the job to `peers`; what was delivered before is sent again (the receiver knows the UID)."""
     result_ids = list(connection.scalars(select(schema.results.c.id).where(schema.results.c.job_id == job_id)))
     columns = schema.deliveries.c
-    pending = {"state": DeliveryState.PENDING, "reason": "", "attempts": 0, "not_before": 0.0, "created_at": now, "delivered_at": None}
+    pending = {
+        "state": DeliveryState.PENDING,
+        "reason": "",
+        "attempts": 0,
+        "not_before": 0.0,
+        "created_at": now,
+        "delivered_at": None,
+    }
     for result_id in result_ids:
         for peer in peers:
             connection.execute(delete(schema.deliveries).where(columns.result_id == result_id, columns.peer == peer))

@@ -57,7 +57,9 @@ class Decision:
 
     @property
     def reason(self) -> str:
-        """Why no route wanted anything: for each series the first condition that failed, of the route that came nearest."""
+        """Why no route wanted anything: for each series the first condition that failed, of the route that came
+        nearest.
+        """
         if not self.series:
             return "no routes are configured"
         sentences: dict[str, list[str]] = {}
@@ -71,10 +73,10 @@ class Decision:
         return "; ".join(f"{sentence} ({_name_some(names)})" for sentence, names in sentences.items())
 
 
-def decide(
-    headers_by_series: Mapping[str, Headers], routes: Sequence[Route], look_up: LookUp
-) -> Decision:
-    """What `routes` want of a study, given the headers of its series and the installed packages (or why one is not usable)."""
+def decide(headers_by_series: Mapping[str, Headers], routes: Sequence[Route], look_up: LookUp) -> Decision:
+    """What `routes` want of a study, given the headers of its series and the installed packages (or why one is not
+    usable).
+    """
     verdicts: list[SeriesVerdict] = []
     jobs: list[NewJob] = []
     for route in routes:
@@ -99,7 +101,9 @@ def decide(
 
 
 def representative_header(headers: Iterable[Dataset]) -> Dataset:
-    """The header that stands for its series in conditions: the middle one by instance number, whatever order they came in."""
+    """The header that stands for its series in conditions: the middle one by instance number, whatever order they
+    came in.
+    """
     ordered = sorted(headers, key=lambda header: (_instance_number(header), str(header.get("SOPInstanceUID", ""))))
     return ordered[len(ordered) // 2]
 
@@ -131,16 +135,23 @@ def route_study(
     columns = schema.studies.c
     with archive.database.write() as connection:
         current = Study.from_row(connection.execute(select(schema.studies).where(columns.id == study.id)).one())
-        if current.state is StudyState.QUARANTINED or (current.instances, current.revision) != (study.instances, study.revision):
+        if current.state is StudyState.QUARANTINED or (current.instances, current.revision) != (
+            study.instances,
+            study.revision,
+        ):
             return None
         state = StudyState.ROUTED if decision.jobs else StudyState.UNWANTED
         reason = "" if decision.jobs else decision.reason
         connection.execute(update(schema.studies).where(columns.id == study.id).values(state=state, reason=reason))
         story = f"{len(decision.jobs)} jobs wanted" if decision.jobs else f"kept, no route wants it: {reason}"
         record_event(connection, "route", study.study_uid, f"complete with {study.instances} instances; {story}")
-        known = [new for new in decision.jobs if not add_job(connection, study.id, study.study_uid, study.revision, new, now)]
+        known = [
+            new for new in decision.jobs if not add_job(connection, study.id, study.study_uid, study.revision, new, now)
+        ]
         keys = [job_key(new.model, new.model_digest, new.inputs) for new in known]
-        again = list(connection.scalars(select(schema.jobs.c.id).where(schema.jobs.c.key.in_(keys)))) if rerun_as else []
+        again = (
+            list(connection.scalars(select(schema.jobs.c.id).where(schema.jobs.c.key.in_(keys)))) if rerun_as else []
+        )
     for job_id in again:
         requeue_job(archive.database, job_id, rerun_as)
     return decision

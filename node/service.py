@@ -1,8 +1,8 @@
 """`radnode serve`: the roles, each a process of its own, and the supervisor that keeps them running.
 
-The supervisor starts one process per role (and per worker), tells systemd when all are ready, restarts what dies, and on SIGTERM
-asks all of them to finish what they hold. A child notices the supervisor's end by the pipe that it holds open, so that even
-a killed supervisor leaves nothing behind that would keep the port or a lease.
+The supervisor starts one process per role (and per worker), tells systemd when all are ready, restarts what dies, and
+on SIGTERM asks all of them to finish what they hold. A child notices the supervisor's end by the pipe that it holds
+open, so that even a killed supervisor leaves nothing behind that would keep the port or a lease.
 """
 
 from __future__ import annotations
@@ -100,7 +100,16 @@ class Supervisor:
             self._start(child)
 
     def _start(self, child: _Child) -> None:
-        command = [sys.executable, "-m", "node.cli", "serve", "--config", str(self._config.path), "--role", child.role.value]
+        command = [
+            sys.executable,
+            "-m",
+            "node.cli",
+            "serve",
+            "--config",
+            str(self._config.path),
+            "--role",
+            child.role.value,
+        ]
         # stdin: its end tells the child that we are gone. stdout: one line, `ready`.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         assert process.stdout is not None
@@ -174,7 +183,10 @@ def notify(message: str) -> None:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel,
+    ):
         channel.sendto(message.encode(), address)
 
 

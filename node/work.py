@@ -1,7 +1,8 @@
 """The life of a worker process: lease a job, run its model, make the results durable, give the lease back.
 
-A heartbeat thread renews the lease. When the lease is lost, the job was cancelled or its time is up, the process ends at once
-(nothing else stops a model that hangs in native code); the supervisor starts a fresh one and the queue says what happens to the job.
+A heartbeat thread renews the lease. When the lease is lost, the job was cancelled or its time is up, the process ends
+at once (nothing else stops a model that hangs in native code); the supervisor starts a fresh one and the queue says
+what happens to the job.
 """
 
 from __future__ import annotations
@@ -84,12 +85,16 @@ class WarmModels:
 
 
 def plan_inputs(package: Package, wanted: dict[str, list[str]], paths: dict[str, Path]) -> dict[str, VolumePlan]:
-    """The volumes of a job's inputs, assembled from exactly the instances that it names. `InputRefused` when one is gone."""
+    """The volumes of a job's inputs, assembled from exactly the instances that it names. `InputRefused` when one is
+    gone.
+    """
     plans: dict[str, VolumePlan] = {}
     for name, uids in wanted.items():
         missing = [uid for uid in uids if uid not in paths]
         if missing:
-            raise InputRefused(f"{len(missing)} of {len(uids)} instances are no longer in the archive: send the study again")
+            raise InputRefused(
+                f"{len(missing)} of {len(uids)} instances are no longer in the archive: send the study again"
+            )
         headers = {paths[uid]: read_header(paths[uid]) for uid in uids}
         plans[name] = select_input(assemble_volumes(headers), package.manifest.inputs[name]).plan
     return plans
@@ -102,8 +107,8 @@ def _run(archive: Archive, job: Job, worker: WorkerId, shelf: PackageShelf, mode
         package = shelf.get(job.model)
         if package.digest != job.model_digest:
             raise ModelError(
-                f"package {job.model} changed since this job was made (version {job.model_version}, now {package.version}): "
-                "`radnode reprocess` makes a job for the new one"
+                f"package {job.model} changed since this job was made (version {job.model_version}, now "
+                f"{package.version}): `radnode reprocess` makes a job for the new one"
             )
         wanted = sorted({uid for uids in job.inputs.values() for uid in uids})
         plans = plan_inputs(package, job.inputs, archive.instance_paths(wanted))
@@ -179,7 +184,9 @@ class _Heartbeat:
         while not self._done.wait(0.5):
             now = time.monotonic()
             if now >= self._deadline:
-                fail_attempt(database, job, worker, f"it ran longer than {self._timeout_s:.0f} s (timeout_s in dicom.yaml)")
+                fail_attempt(
+                    database, job, worker, f"it ran longer than {self._timeout_s:.0f} s (timeout_s in dicom.yaml)"
+                )
                 self._leave(f"job {job.id}: out of time")
             if self._stop.is_set():
                 give_back_at = give_back_at or now + DRAIN_S

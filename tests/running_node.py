@@ -22,7 +22,9 @@ MODELS = Path(__file__).parent.parent / "models"
 class RunningNode:
     """A folder with a configuration, and the processes that serve it."""
 
-    def __init__(self, folder: Path, pacs_port: int, *, quiet: str = "1s", routes: str | None = None, models: Path = MODELS):
+    def __init__(
+        self, folder: Path, pacs_port: int, *, quiet: str = "1s", routes: str | None = None, models: Path = MODELS
+    ):
         self.folder = folder
         self.port = free_port()
         self.config = folder / "config.yaml"
@@ -99,7 +101,7 @@ keep:     {{studies: 7d, free_disk: 10MB}}
         return found
 
     def send(self, *paths: Path, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-        """DCMTK's storescu sends folders and files to the node; what it could not send or was refused fails the test."""
+        """DCMTK's storescu sends folders and files to the node; what is not acknowledged fails the test."""
         command = ["storescu", "-v", "-aec", "RADNODE", "--max-pdu", "131072", "-R", *options, "+sd", "+r"]
         done = subprocess.run(
             [*command, "127.0.0.1", str(self.port), *map(str, paths)],
@@ -143,4 +145,3 @@ def wait_until(holds: Callable[[], bool], patience_s: float, what: str) -> None:
     while not holds():
         assert time.monotonic() < deadline, f"not within {patience_s:.0f} s: {what}"
         time.sleep(0.1)
-

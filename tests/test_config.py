@@ -84,7 +84,6 @@ def test_values_are_typed_and_carry_their_units(write: Write) -> None:
     assert config.keep.studies_s == 7 * 24 * 3600
     assert config.keep.free_disk == FreeSpace(percent=10.0)
     assert config.keep.free_disk.wanted_bytes(1005) == 101
-    assert config.routes[0].quiet_s is None
     assert config.workers.device == "auto"
     assert config.receive.maximum_associations == 64
     assert config.receive.called_ae_check is True
@@ -106,8 +105,8 @@ def test_smallest_configuration(write: Write) -> None:
     ("written", "seconds"), [("30s", 30), ("1.5m", 90), ("10 m", 600), ("2h", 7200), ("7d", 604800), ("'1s'", 1)]
 )
 def test_durations(write: Write, written: str, seconds: float) -> None:
-    config = load_config(write(changed("send_to: [pacs]", f"send_to: [pacs]\n    quiet: {written}")))
-    assert config.routes[0].quiet_s == seconds
+    config = load_config(write(changed("quiet: 30s", f"quiet: {written}")))
+    assert config.complete.quiet_s == seconds
 
 
 @pytest.mark.parametrize(

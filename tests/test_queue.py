@@ -30,7 +30,9 @@ def study_id(archive: Archive) -> int:
     with archive.database.write() as connection:
         identifier = connection.scalar(
             insert(schema.studies)
-            .values(study_uid=STUDY_UID, state=StudyState.ROUTED, instances=2, first_received_at=0.0, last_received_at=0.0)
+            .values(
+                study_uid=STUDY_UID, state=StudyState.ROUTED, instances=2, first_received_at=0.0, last_received_at=0.0
+            )
             .returning(schema.studies.c.id)
         )
     assert identifier is not None
@@ -206,7 +208,9 @@ def test_many_workers_claim_each_job_once(archive: Archive, study_id: int) -> No
         "while job := queue.claim_job(database, worker): print(job.id)"
     )
     url = archive.database.url.render_as_string()
-    workers = [subprocess.Popen([sys.executable, "-c", program, url], stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    workers = [
+        subprocess.Popen([sys.executable, "-c", program, url], stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
     claimed = [int(line) for worker in workers for line in worker.communicate(timeout=60)[0].split()]
     assert len(claimed) == 40
     assert len(set(claimed)) == 40

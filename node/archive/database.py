@@ -1,7 +1,8 @@
 """The database of the archive: opening it, its two kinds of transaction, and its version.
 
-SQLite runs in WAL mode with `synchronous=FULL`: a commit has reached the disk when it returns. A writer takes the write lock
-when its transaction begins (`BEGIN IMMEDIATE`), so no transaction fails half-way because another one wrote in between.
+SQLite runs in WAL mode with `synchronous=FULL`: a commit has reached the disk when it returns. A writer takes the
+write lock when its transaction begins (`BEGIN IMMEDIATE`), so no transaction fails half-way because another one wrote
+in between.
 """
 
 from __future__ import annotations

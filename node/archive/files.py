@@ -1,7 +1,7 @@
 """Files that survive a power cut: written under a random name, synced, renamed, and their folder synced.
 
-The order is the contract of `Success` (PS3.4 B.2.3 leaves it to the implementation): data on disk before the name, the name
-on disk before the row, the row on disk before the answer.
+The order is the contract of `Success` (PS3.4 B.2.3 leaves it to the implementation): data on disk before the name,
+the name on disk before the row, the row on disk before the answer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class SpoolFile:
     def __enter__(self) -> SpoolFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
         if not self._kept:
             with contextlib.suppress(FileNotFoundError):

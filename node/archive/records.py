@@ -1,4 +1,6 @@
-"""The rows of the archive as typed values: states as enums, records frozen, `from_row` the only door from the database."""
+"""The rows of the archive as typed values: states as enums, records frozen, `from_row` the only door from the
+database.
+"""
 
 from __future__ import annotations
 

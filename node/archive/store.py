@@ -1,7 +1,7 @@
 """The archive: what was received and what was made of it, durable, found again by UID.
 
-`Archive` owns the storage folder (`spool/`, `instances/`, `results/`, `quarantine/`) and the database. Rules about jobs live in
-`node.queue`, about deliveries in `node.deliver.outbox`; both work on this archive's database.
+`Archive` owns the storage folder (`spool/`, `instances/`, `results/`, `quarantine/`) and the database. Rules about
+jobs live in `node.queue`, about deliveries in `node.deliver.outbox`; both work on this archive's database.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Archive:
     def keep_instance(self, spooled: SpoolFile, identity: Identity, received_from: str) -> Outcome:
         """Keep a received instance: when this returns, the object is durable or was so before.
 
-        Raises `ArchiveFull` when there is no room and `ArchiveError` when disk or database refuse; then the instance must not
-        be acknowledged.
+        Raises `ArchiveFull` when there is no room and `ArchiveError` when disk or database refuse; then the instance
+        must not be acknowledged.
         """
         now = time.time()
         try:
@@ -98,8 +98,8 @@ class Archive:
                 connection,
                 "receive",
                 identity.study_uid,
-                f"ALARM: instance {identity.sop_instance_uid} came again from {received_from} with other content; the first "
-                f"stays, the second is quarantine/{name}",
+                f"ALARM: instance {identity.sop_instance_uid} came again from {received_from} with other content; "
+                f"the first stays, the second is quarantine/{name}",
             )
 
     def quarantine_study(self, study: Study, reason: str) -> None:
@@ -162,7 +162,9 @@ class Archive:
     def events(self, study_uid: str) -> list[EventLine]:
         """The story of a study, oldest first."""
         columns = schema.events.c
-        query = select(columns.at, columns.actor, columns.what).where(columns.study_uid == study_uid).order_by(columns.id)
+        query = (
+            select(columns.at, columns.actor, columns.what).where(columns.study_uid == study_uid).order_by(columns.id)
+        )
         with self.database.read() as connection:
             return [EventLine(*row) for row in connection.execute(query)]
 
@@ -205,8 +207,8 @@ def study_folder(study_uid: str) -> Path:
 def instance_path(identity: Identity, sha256: str) -> Path:
     """Where an instance of that content lies, relative to the storage folder.
 
-    The content is part of the name: two associations that bring one UID with different contents at the same moment never
-    write over each other's file.
+    The content is part of the name: two associations that bring one UID with different contents at the same moment
+    never write over each other's file.
     """
     name = hashlib.sha256(identity.sop_instance_uid.encode()).hexdigest()[:24]
     return study_folder(identity.study_uid) / f"{name}-{sha256[:8]}.dcm"
@@ -288,12 +290,18 @@ def _upsert_study(connection: Connection, identity: Identity, received_from: str
     if row.patient_id != identity.patient_id and row.state != StudyState.QUARANTINED:
         changes |= {"state": StudyState.QUARANTINED, "reason": "instances of two patients carry this study UID"}
         record_event(
-            connection, "receive", identity.study_uid, "ALARM: instances of two patients carry this study UID; quarantined"
+            connection,
+            "receive",
+            identity.study_uid,
+            "ALARM: instances of two patients carry this study UID; quarantined",
         )
     elif row.state in (StudyState.ROUTED, StudyState.UNWANTED):
         changes |= {"state": StudyState.RECEIVING, "reason": "", "revision": row.revision + 1}
         record_event(
-            connection, "receive", identity.study_uid, f"late instance from {received_from}: revision {row.revision + 1}"
+            connection,
+            "receive",
+            identity.study_uid,
+            f"late instance from {received_from}: revision {row.revision + 1}",
         )
     connection.execute(update(schema.studies).where(columns.id == row.id).values(changes))
     return row.id
@@ -317,7 +325,9 @@ def _is_still_old(connection: Connection, study_id: int, before: float) -> bool:
 
 
 def _result_paths(connection: Connection, study_id: int) -> list[str]:
-    query = select(schema.results.c.path).select_from(schema.results.join(schema.jobs)).where(
-        schema.jobs.c.study_id == study_id
+    query = (
+        select(schema.results.c.path)
+        .select_from(schema.results.join(schema.jobs))
+        .where(schema.jobs.c.study_id == study_id)
     )
     return list(connection.scalars(query))

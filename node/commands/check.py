@@ -33,7 +33,9 @@ def check(options: Namespace) -> int:
     except ConfigError as error:
         findings += [Finding("configuration", "wrong", str(problem)) for problem in error.problems]
     else:
-        findings.append(Finding("configuration", "good", f"{path}, {len(config.routes)} routes, {len(config.peers)} peers"))
+        findings.append(
+            Finding("configuration", "good", f"{path}, {len(config.routes)} routes, {len(config.peers)} peers")
+        )
         for look in (_storage, _models, _routes, _peers, _port, _accelerator):
             findings += look(config)
     if options.json:
@@ -87,7 +89,11 @@ def _routes(config: Config) -> Iterator[Finding]:
         for name in route.run:
             if name not in known:
                 there = ", ".join(sorted(known)) or "none"
-                yield Finding("routes", "wrong", f"route {route.name!r} runs {name}, there is no such package (there are: {there})")
+                yield Finding(
+                    "routes",
+                    "wrong",
+                    f"route {route.name!r} runs {name}, there is no such package (there are: {there})",
+                )
 
 
 def _peers(config: Config) -> Iterator[Finding]:
@@ -109,9 +115,15 @@ def _port(config: Config) -> Iterator[Finding]:
         try:
             probe.bind((config.node.host, config.node.port))
         except PermissionError:
-            yield Finding("port", "wrong", f"this user may not listen on port {config.node.port}: see docs/install.md, port 104")
+            yield Finding(
+                "port", "wrong", f"this user may not listen on port {config.node.port}: see docs/install.md, port 104"
+            )
         except OSError as error:
-            yield Finding("port", "note", f"{config.node.host}:{config.node.port} is taken ({error.strerror}): by a running radnode?")
+            yield Finding(
+                "port",
+                "note",
+                f"{config.node.host}:{config.node.port} is taken ({error.strerror}): by a running radnode?",
+            )
         else:
             yield Finding("port", "good", f"{config.node.host}:{config.node.port} is free")
 
@@ -132,4 +144,3 @@ def _accelerator(config: Config) -> Iterator[Finding]:
 
         properties = torch.cuda.get_device_properties(device)
         yield Finding("accelerator", "good", f"{device}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
-

@@ -1,4 +1,6 @@
-"""`radnode demo`: the whole chain on this machine, over real sockets: a study in, SEG and SR in a PACS, pictures of both."""
+"""`radnode demo`: the whole chain on this machine, over real sockets: a study in, SEG and SR in a PACS, pictures of
+both.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +126,9 @@ def _await_echo(address: Address, process: subprocess.Popen[bytes], log: Path) -
             echo(address)
         except DeliveryError as error:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RadnodeError(f"the node did not start ({error}):\n{log.read_text(errors='replace')[-2000:]}") from error
+                raise RadnodeError(
+                    f"the node did not start ({error}):\n{log.read_text(errors='replace')[-2000:]}"
+                ) from error
             time.sleep(0.2)
         else:
             return

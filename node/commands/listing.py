@@ -59,7 +59,10 @@ def show_study(options: Namespace) -> None:
     print(f"study      {study.study_uid}")
     print(f"accession  {study.accession_number}")
     print(f"state      {state}" + (f": {reason}" if reason else ""))
-    print(f"instances  {study.instances}, received {local_time(study.first_received_at)} to {local_time(study.last_received_at)}")
+    print(
+        f"instances  {study.instances}, received {local_time(study.first_received_at)} "
+        f"to {local_time(study.last_received_at)}"
+    )
     print("\nseries")
     print_table(series, ["series_uid", "modality", "description", "instances"], empty="none")
     print("\njobs")
@@ -97,7 +100,10 @@ def list_deliveries(options: Namespace) -> None:
     """Deliveries with state and reason."""
     archive = _open(options)
     study_id = archive.study(options.study).id if options.study else None
-    rows = [_delivery_row(parcel) for parcel in outbox.list_parcels(archive.database, study_id=study_id, limit=options.limit)]
+    rows = [
+        _delivery_row(parcel)
+        for parcel in outbox.list_parcels(archive.database, study_id=study_id, limit=options.limit)
+    ]
     columns = ["delivery", "job", "study", "kind", "peer", "state", "attempts", "delivered", "reason"]
     print_json(rows) if options.json else print_table(rows, columns, empty="no deliveries yet")
 
@@ -115,7 +121,9 @@ def describe_study(archive: Archive, study: Study) -> tuple[str, str]:
     jobs = [job for job, _ in jobs_of(archive.database, study_id=study.id) if job.study_revision <= study.revision]
     for state in (JobState.RUNNING, JobState.QUEUED):
         if any(job.state is state for job in jobs):
-            return state.value, "; ".join(f"{job.model}: {job.reason}" for job in jobs if job.state is state and job.reason)
+            return state.value, "; ".join(
+                f"{job.model}: {job.reason}" for job in jobs if job.state is state and job.reason
+            )
     parcels = outbox.list_parcels(archive.database, study_id=study.id)
     for state, name in ((DeliveryState.FAILED, "not delivered"), (DeliveryState.PENDING, "delivering")):
         owed = [parcel for parcel in parcels if parcel.delivery.state is state]

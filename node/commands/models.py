@@ -55,6 +55,10 @@ def verify_models(options: Namespace) -> int:
             print(error)
             failed = True
         else:
-            pinned = "digest as pinned" if name in config.models.trusted else f"not pinned; models.trusted: {{{name}: {by_name[name].digest}}}"
+            pinned = (
+                "digest as pinned"
+                if name in config.models.trusted
+                else f"not pinned; models.trusted: {{{name}: {by_name[name].digest}}}"
+            )
             print(f"{name} {by_name[name].version}: good, {pinned}")
     return 1 if failed else 0

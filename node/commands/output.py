@@ -36,7 +36,9 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, em
 
 
 def clean(text: str) -> str:
-    """`text` as it may be shown: characters that are not printable (ESC, NUL; PS3.5 6.1.3) are shown as their escapes."""
+    """`text` as it may be shown: characters that are not printable (ESC, NUL; PS3.5 6.1.3) are shown as their
+    escapes.
+    """
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 

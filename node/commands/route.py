@@ -58,7 +58,12 @@ def _as_document(uid: str, decision: Decision) -> dict[str, object]:
             for verdict in decision.series
         ],
         "jobs": [
-            {"route": job.route, "model": job.model, "instances": sum(map(len, job.inputs.values())), "refusal": job.refusal}
+            {
+                "route": job.route,
+                "model": job.model,
+                "instances": sum(map(len, job.inputs.values())),
+                "refusal": job.refusal,
+            }
             for job in decision.jobs
         ],
     }
@@ -68,12 +73,20 @@ def _print(uid: str, decision: Decision) -> None:
     print(f"study {uid}")
     for verdict in decision.series:
         outcome = "matches" if verdict.matches else "does not match"
-        print(clean(f"  series {verdict.series_uid} ({verdict.modality}, {verdict.instances} instances, {verdict.description!r})"))
+        print(
+            clean(
+                f"  series {verdict.series_uid} ({verdict.modality}, {verdict.instances} instances, "
+                f"{verdict.description!r})"
+            )
+        )
         print(f"    {outcome} route {verdict.route!r}")
         for condition in verdict.verdicts:
             print(clean(f"      {'yes' if condition.holds else 'no ':3} {condition}"))
     for job in decision.jobs:
         count = sum(map(len, job.inputs.values()))
-        print(f"  route {job.route!r} runs {job.model}" + (f": refused, {job.refusal}" if job.refusal else f" on {count} instances"))
+        print(
+            f"  route {job.route!r} runs {job.model}"
+            + (f": refused, {job.refusal}" if job.refusal else f" on {count} instances")
+        )
     if not decision.jobs:
         print(f"  nothing is run: {clean(decision.reason)}")

@@ -137,7 +137,11 @@ def print_measurements(rows: list[dict[str, object]]) -> None:
         line = segments.setdefault(str(row["segment"]), {"segment": row["segment"]})
         line[f"{row['measurement']} [{row['unit']}]"] = f"{row['value']:.1f}"
     columns = list(dict.fromkeys(column for line in segments.values() for column in line))
-    print_table([{column: line.get(column, "") for column in columns} for line in segments.values()], columns, empty="nothing found")
+    print_table(
+        [{column: line.get(column, "") for column in columns} for line in segments.values()],
+        columns,
+        empty="nothing found",
+    )
 
 
 class _Progress(AbstractContextManager["_Progress"]):

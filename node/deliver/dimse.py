@@ -42,7 +42,9 @@ class Address:
 
 
 def echo(address: Address) -> float:
-    """C-ECHO; seconds from the request for an association to the answer. `DeliveryError` says what the peer did instead."""
+    """C-ECHO; seconds from the request for an association to the answer. `DeliveryError` says what the peer did
+    instead.
+    """
     started = time.monotonic()
     with _Connection(address, [(Verification, _LITTLE_ENDIAN)]) as association:
         status = association.send_c_echo()
@@ -74,7 +76,9 @@ class StoreSession:
         self._association = self._connection.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._connection.__exit__(kind, error, trace)
 
     @property
@@ -114,7 +118,8 @@ def judge_status(code: int, comment: str, address: Address) -> str:
         return f"stored with a warning, {said}"
     if code == 0x0111:  # duplicate SOP instance: the peer has it
         return f"already there, {said}"
-    # A9xx, Cxxx and 'SOP class not supported' speak of the object; all else (A7xx among it) of the peer's present state.
+    # A9xx, Cxxx and 'SOP class not supported' speak of the object; all else (A7xx among it) of the peer's present
+    # state.
     permanent = 0xA900 <= code <= 0xA9FF or 0xC000 <= code <= 0xCFFF or code in (0x0117, 0x0122)
     raise DeliveryError(f"{address} answered {said}", permanent=permanent)
 
@@ -143,9 +148,13 @@ class _Connection:
             raise DeliveryError(f"{address} {what} our association as {address.calling_ae_title}: {answer.reason_str}")
         if association.acceptor.primitive is not None:  # accepted, but no presentation context was, or aborted
             raise DeliveryError(f"{address} accepts none of the SOP classes that we want to send")
-        raise DeliveryError(f"no DICOM answer from {address}: is it running, is the port right, does a firewall stand between?")
+        raise DeliveryError(
+            f"no DICOM answer from {address}: is it running, is the port right, does a firewall stand between?"
+        )
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._association.is_established:
             self._association.release()
         self._ae.shutdown()

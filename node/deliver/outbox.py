@@ -63,7 +63,7 @@ def count_deliveries(database: Database) -> dict[str, int]:
     """How many deliveries are in each state."""
     query = select(schema.deliveries.c.state, func.count()).group_by(schema.deliveries.c.state)
     with database.read() as connection:
-        return {state: count for state, count in connection.execute(query)}
+        return {str(state): int(count) for state, count in connection.execute(query)}
 
 
 def mark_delivered(database: Database, parcel: Parcel, remark: str = "") -> None:
@@ -79,11 +79,15 @@ def mark_delivered(database: Database, parcel: Parcel, remark: str = "") -> None
             delivered_at=now,
         )
         tail = f" ({remark})" if remark else ""
-        record_event(connection, "deliver", parcel.study_uid, f"{parcel.kind} delivered to {parcel.delivery.peer}{tail}")
+        record_event(
+            connection, "deliver", parcel.study_uid, f"{parcel.kind} delivered to {parcel.delivery.peer}{tail}"
+        )
 
 
 def mark_undelivered(database: Database, parcel: Parcel, reason: str, *, permanent: bool) -> None:
-    """This attempt failed: try again later (5 s, doubling up to 10 minutes, without end), or stop when the peer refuses for good."""
+    """This attempt failed: try again later (5 s, doubling up to 10 minutes, without end), or stop when the peer
+    refuses for good.
+    """
     attempts = parcel.delivery.attempts + 1
     delay = retry_delay_s(attempts)
     with database.write() as connection:

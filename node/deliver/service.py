@@ -22,7 +22,9 @@ POLL_S = 0.25
 
 
 def deliver_until(stop: threading.Event, database: Database, storage: Path, peers: Mapping[str, Address]) -> None:
-    """Deliver what is owed to `peers` (name to address) until `stop` is set; an object that is on its way is finished."""
+    """Deliver what is owed to `peers` (name to address) until `stop` is set; an object that is on its way is
+    finished.
+    """
     threads = [
         threading.Thread(target=_serve_peer, args=(stop, database, storage, name, address), name=f"deliver-{name}")
         for name, address in peers.items()

@@ -1,4 +1,6 @@
-"""A PACS on this machine for the demonstration (and the tests): Orthanc where it is installed, else a small archive SCP."""
+"""A PACS on this machine for the demonstration (and the tests): Orthanc where it is installed, else a small archive
+SCP.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class Pacs(ABC):
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     @abstractmethod
@@ -184,7 +188,7 @@ def _serve_folder(folder: Path, ae_title: str, port: int) -> None:
     from pynetdicom.sop_class import Verification  # pyright: ignore[reportAttributeAccessIssue]
 
     def store(event: evt.Event) -> int:
-        uid = str(event.request.AffectedSOPInstanceUID)  # pyright: ignore[reportOptionalMemberAccess]
+        uid = str(event.request.AffectedSOPInstanceUID)  # pyright: ignore
         final = folder / f"{hashlib.sha256(uid.encode()).hexdigest()[:32]}.dcm"  # never a name that the sender chose
         part = final.with_suffix(f".{id(event)}")
         part.write_bytes(event.encoded_dataset())

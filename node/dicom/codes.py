@@ -1,4 +1,4 @@
-"""Coded concepts as plain values: what DICOM calls a code triplet (PS3.3 8.8), and the ones that radnode itself uses."""
+"""Coded concepts as plain values: what DICOM calls a code triplet (PS3.3 8.8); and those that radnode itself uses."""
 
 from __future__ import annotations
 

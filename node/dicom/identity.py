@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
-# PS3.5 9.1: components of digits without leading zeros, at most 64 characters. `fullmatch` matters: `$` allows a newline.
+# PS3.5 9.1: components of digits without leading zeros, at most 64 characters. `fullmatch` matters: `$` allows a
+# newline.
 _UID = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))+")
 
 IDENTITY_KEYWORDS = (

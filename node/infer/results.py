@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from node.errors import OutputRefused
 from node.dicom.volume import Grid
+from node.errors import OutputRefused
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Labelmap:
     remarks: tuple[str, ...] = field(default=())  # what the run wants said with the result
 
 
-def check_labelmap(array: NDArray[np.generic], grid: Grid, labels: Mapping[int, str]) -> NDArray[np.uint16]:
+def check_labelmap(array: NDArray[np.number], grid: Grid, labels: Mapping[int, str]) -> NDArray[np.uint16]:
     """The label map as uint16 when it is one, else `OutputRefused`.
 
     `labels` are the values that the manifest declares. Refused are: another shape than the grid's, values that are not
@@ -36,8 +36,8 @@ def check_labelmap(array: NDArray[np.generic], grid: Grid, labels: Mapping[int, 
     values = np.unique(array)
     if (fractional := values[values != np.round(values)]).size:
         raise OutputRefused(
-            f"the model returned fractional labels (such as {fractional[0]:.3f}): a label map was interpolated linearly; "
-            "set the inversion to nearest in dicom.yaml's overrides"
+            f"the model returned fractional labels (such as {fractional[0]:.3f}): a label map was interpolated "
+            "linearly; set the inversion to nearest in dicom.yaml's overrides"
         )
     unknown = sorted({int(value) for value in values} - {0, *labels})
     if unknown:

