@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from node.archive import schema
 from node.archive.store import Archive
 from node.demo.pacs import Orthanc
+from tests.postgresql import running_postgresql
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +32,21 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
         yield running
 
 
-@pytest.fixture
-def archive(tmp_path: Path) -> Iterator[Archive]:
-    """An empty archive."""
-    opened = Archive(tmp_path / "var", f"sqlite:///{tmp_path / 'radnode.sqlite'}")
+@pytest.fixture(scope="session")
+def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server of this run."""
+    with running_postgresql(tmp_path_factory.mktemp("postgresql") / "server") as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Archive]:
+    """An empty archive, on each of the two databases."""
+    if request.param == "sqlite":
+        opened = Archive(tmp_path / "var", f"sqlite:///{tmp_path / 'radnode.sqlite'}")
+    else:
+        opened = Archive(tmp_path / "var", request.getfixturevalue("postgresql_url"))
     yield opened
+    if request.param == "postgresql":
+        schema.metadata.drop_all(opened.database.engine)
     opened.close()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select
+from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -21,6 +21,7 @@ from node.archive import schema
 from node.errors import ArchiveError
 
 BUSY_TIMEOUT_S = 30.0
+_BRING_UP_LOCK = 0x7261646E6F6465  # 'radnode'
 
 
 class Database:
@@ -67,6 +68,9 @@ class Database:
     def _bring_up(self) -> None:
         try:
             with self.write() as connection:
+                if self.url.get_backend_name() == "postgresql":
+                    # Processes that start together would race for the tables; SQLite's BEGIN IMMEDIATE already queues.
+                    connection.execute(select(func.pg_advisory_xact_lock(_BRING_UP_LOCK)))
                 schema.metadata.create_all(connection)
                 version = connection.scalar(select(schema.schema_version.c.version))
                 if version is None:

@@ -53,9 +53,11 @@ def test_nobody_there_is_said_so() -> None:
         echo(Address("PACS", "127.0.0.1", free_port(), "RADNODE"))
 
 
-def test_a_rejection_names_both_titles(tmp_path: Path) -> None:
-    with storescp(tmp_path / "in", "--refuse") as address, pytest.raises(DeliveryError, match="as RADNODE"):
-        echo(address)
+def test_a_rejection_names_the_reason_and_our_title(tmp_path: Path) -> None:
+    with Orthanc(tmp_path, options={"DicomCheckCalledAet": True}) as strict:
+        address = Address("WRONG", "127.0.0.1", strict.port, "RADNODE")
+        with pytest.raises(DeliveryError, match=r"WRONG .* rejected .* as RADNODE: Called AE title not recognised"):
+            echo(address)
 
 
 def test_files_arrive_as_they_are(orthanc: Orthanc, shared_data: Path) -> None:
