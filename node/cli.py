@@ -197,8 +197,7 @@ def _set_up_logging(*, verbose: bool) -> None:
     # These write element values, and so patient data, into their messages.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
-    if not verbose:
-        warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")
 
 
 if __name__ == "__main__":

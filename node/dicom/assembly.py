@@ -147,7 +147,8 @@ def _assemble(series_uid: str, name: str, images: list[tuple[Path, Dataset]]) ->
             else "spacing varies"
         )
         return refuse(
-            f"{what}: {steps[index]:.2f} mm between slices {index + 1} and {index + 2} of {len(images)}, {step:.2f} mm elsewhere"
+            f"{what}: {steps[index]:.2f} mm between slices {index + 1} and {index + 2} of {len(images)}, "
+            f"{step:.2f} mm elsewhere"
         )
     sheared = positions - positions[0] - np.outer((positions - positions[0]) @ normal, normal)
     if (worst := float(np.linalg.norm(sheared, axis=1).max())) > SHEAR_TOLERANCE_MM:

@@ -16,8 +16,9 @@ THREADS = 4
 
 
 def read_volume(plan: VolumePlan) -> Volume:
-    """The volume of `plan`, float32, in the modality's unit (PS3.3 C.11.1: stored value times slope plus intercept, per slice).
+    """The volume of `plan`, float32, in the modality's unit.
 
+    Each slice is its stored values times its own slope plus its own intercept (PS3.3 C.11.1).
     Raises `InputRefused` for a slice that cannot be decoded, naming its transfer syntax.
     """
     array = np.empty(plan.grid.shape, np.float32)

@@ -55,7 +55,8 @@ def kernel_sharpness(header: Dataset) -> float:
 
 _KERNELS = {
     # GE
-    "SOFT": 25.0, "STANDARD": 35.0, "DETAIL": 50.0, "CHEST": 50.0, "LUNG": 70.0, "BONE": 75.0, "BONEPLUS": 80.0, "EDGE": 90.0,
+    "SOFT": 25.0, "STANDARD": 35.0, "DETAIL": 50.0, "CHEST": 50.0, "LUNG": 70.0, "BONE": 75.0,
+    "BONEPLUS": 80.0, "EDGE": 90.0,
     # Philips
     "A": 25.0, "B": 35.0, "C": 45.0, "D": 60.0, "E": 75.0, "L": 65.0, "YA": 65.0, "YB": 70.0, "YC": 75.0, "UB": 35.0,
 }  # fmt: skip

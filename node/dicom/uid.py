@@ -1,0 +1,13 @@
+"""UIDs that follow from what an object is, so that the same work done twice makes the same object."""
+
+from __future__ import annotations
+
+import uuid
+
+# The namespace of radnode's name-based UUIDs. Changing it changes the UID of every result.
+_NAMESPACE = uuid.UUID("6b1f1f64-9a3e-5d0c-8b5e-2a7c40d6e1f3")
+
+
+def derive_uid(key: str, *parts: str) -> str:
+    """The UID of the object that `key` and `parts` name: 2.25 and a UUIDv5 as a decimal number (PS3.5 B.2)."""
+    return f"2.25.{uuid.uuid5(_NAMESPACE, '/'.join((key, *parts))).int}"

@@ -1,0 +1,45 @@
+"""The source headers as the results copy from them: complete where the standard lets us fill, never altered in place."""
+
+from __future__ import annotations
+
+import copy
+
+from pydicom.dataset import Dataset
+
+# Type 2 attributes of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): present, and empty when unknown.
+_TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+# Optional sequences of references that are copied; scanners leave them incomplete.
+_REFERENCES = ("ReferencedStudySequence", "ReferencedPatientSequence", "ReferencedPerformedProcedureStepSequence")
+
+
+def complete_header(source: Dataset) -> Dataset:
+    """A copy of a source header in which the Type 2 attributes that a result copies are present, empty where unknown.
+
+    References that are incomplete are left out of the copy.
+    """
+    header = copy.copy(source)
+    for keyword in _TYPE_2:
+        if keyword not in header:
+            setattr(header, keyword, None)
+    for keyword in _REFERENCES:
+        complete = [item for item in header.get(keyword) or () if _is_reference(item)]
+        if complete:
+            setattr(header, keyword, complete)
+        elif keyword in header:
+            delattr(header, keyword)
+    return header
+
+
+def _is_reference(item: Dataset) -> bool:
+    """Whether a reference has both of its Type 1 attributes (SOP Instance Reference Macro, PS3.3 table 10-11)."""
+    return bool(item.get("ReferencedSOPClassUID")) and bool(item.get("ReferencedSOPInstanceUID"))

@@ -1,0 +1,183 @@
+"""Measurements as a Structured Report: Comprehensive 3D SR after TID 1500 (PS3.16), referring to the SEG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from highdicom import sr
+from highdicom.seg import Segmentation
+from pydicom.sr.codedict import codes
+
+from node.dicom.codes import LATERALITY, Code
+from node.infer.manifest import Measurement, Segment
+from node.report.measure import SegmentMeasurements
+from node.report.seg import coded, stamp, tracking
+from node.report.source import complete_header
+from node.report.subject import MANUFACTURER, Subject
+
+_UNITS = {
+    "HU": Code("UCUM", "[hnsf'U]", "Hounsfield unit"),
+    "SUVbw": Code("UCUM", "g/ml{SUVbw}", "Standardized Uptake Value body weight"),
+    "": Code("UCUM", "1", "no units"),
+}
+_DERIVATIONS = {
+    Measurement.MEAN: codes.SCT.Mean,
+    Measurement.STANDARD_DEVIATION: codes.SCT.StandardDeviation,
+    Measurement.MINIMUM: codes.SCT.Minimum,
+    Measurement.MAXIMUM: codes.SCT.Maximum,
+}
+
+
+def make_sr(
+    subject: Subject, measurements: Sequence[SegmentMeasurements], seg: Segmentation | None
+) -> sr.Comprehensive3DSR:
+    """The report of a run: a measurement group per segment that was found; a segment that was not found is said so.
+
+    `seg` is the segmentation that the groups refer to; None when nothing was found.
+    """
+    sources = [complete_header(source) for source in subject.sources]
+    report = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(
+            observer_device_context=sr.ObserverContext(
+                observer_type=codes.DCM.Device,
+                observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+                    uid=subject.device_uid,
+                    name=f"radnode {subject.node_version}",
+                    manufacturer_name=MANUFACTURER,
+                    model_name=f"{subject.model_name} {subject.model_version}",
+                    serial_number=subject.model_digest[:16],
+                ),
+            )
+        ),
+        procedure_reported=_procedure(subject),
+        imaging_measurements=[
+            _measure(subject, number, measured, seg)
+            for number, measured in enumerate(measurements, 1)
+            if measured.voxels and seg is not None
+        ]
+        + [_absent(subject, measured) for measured in measurements if not measured.voxels],
+        title=codes.DCM.ImagingMeasurementReport,
+        language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(
+            sr.CodedConcept("en", "RFC5646", "English")
+        ),
+        referenced_images=sources,
+    )
+    document = sr.Comprehensive3DSR(
+        evidence=sources if seg is None else [*sources, seg],
+        content=report,
+        series_instance_uid=subject.uid("sr", "series"),
+        series_number=subject.series_number + 1,
+        sop_instance_uid=subject.uid("sr"),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        is_complete=True,
+        is_final=False,  # preliminary: nobody has read it
+        is_verified=False,
+        series_description=subject.series_description,
+        manufacturer_model_name=f"{subject.model_name} {subject.model_version}"[:64],
+        software_versions=f"radnode {subject.node_version}",
+        device_serial_number=subject.model_digest[:16],
+    )
+    stamp(document, subject)
+    del document.SeriesDate, document.SeriesTime  # of the SR Document Series module (PS3.3 C.17.1) neither is part
+    return document
+
+
+def _measure(
+    subject: Subject, number: int, measured: SegmentMeasurements, seg: Segmentation | None
+) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+    assert seg is not None
+    segment = subject.manifest.segments[measured.number]
+    identifier, uid = tracking(subject, measured.number)
+    return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(uid=uid, identifier=identifier),
+        referenced_segment=sr.ReferencedSegment(
+            sop_class_uid=seg.SOPClassUID,
+            sop_instance_uid=seg.SOPInstanceUID,
+            segment_number=number,
+            source_series=sr.SourceSeriesForSegmentation(subject.volume.series_uid),
+        ),
+        finding_type=coded(segment.type),
+        finding_category=coded(segment.category),
+        finding_sites=_sites(segment),
+        algorithm_id=_algorithm(subject),
+        measurements=[
+            _measurement(measured, kind, value)
+            for kind in subject.manifest.measurements
+            if (value := measured.value(kind)) is not None
+        ],
+    )
+
+
+def _measurement(measured: SegmentMeasurements, kind: Measurement, value: float) -> sr.Measurement:
+    if kind is Measurement.VOLUME:
+        return sr.Measurement(
+            name=codes.SCT.Volume, value=_decimal(value), unit=sr.CodedConcept("mL", "UCUM", "milliliter")
+        )
+    return sr.Measurement(
+        name=_quantity(measured.unit),
+        value=_decimal(value),
+        unit=coded(_UNITS[measured.unit]),
+        derivation=_DERIVATIONS[kind],
+    )
+
+
+def _quantity(unit: str) -> sr.CodedConcept:
+    """What the voxel values are (CID 7464 and PS3.16 CID 218)."""
+    if unit == "HU":
+        return sr.CodedConcept("112031", "DCM", "Attenuation Coefficient")
+    if unit == "SUVbw":
+        return sr.CodedConcept("126401", "DCM", "SUVbw")
+    return sr.CodedConcept("110852", "DCM", "MR signal intensity")
+
+
+def _decimal(value: float) -> float:
+    """A value that a DS holds (16 characters, PS3.5 6.2), rounded the same way everywhere."""
+    return float(f"{value:.6g}") if abs(value) < 1000 else round(value, 3)
+
+
+def _absent(subject: Subject, measured: SegmentMeasurements) -> sr.MeasurementsAndQualitativeEvaluations:
+    """A segment that the model looked for and did not find."""
+    segment = subject.manifest.segments[measured.number]
+    identifier, uid = tracking(subject, measured.number)
+    return sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(uid=uid, identifier=identifier),
+        finding_type=coded(segment.type),
+        finding_category=coded(segment.category),
+        finding_sites=_sites(segment),
+        algorithm_id=_algorithm(subject),
+        qualitative_evaluations=[
+            sr.QualitativeEvaluation(
+                name=sr.CodedConcept("246112005", "SCT", "Finding status"),
+                value=sr.CodedConcept("47492008", "SCT", "Not seen"),
+            )
+        ],
+    )
+
+
+def _sites(segment: Segment) -> list[sr.FindingSite] | None:
+    if segment.anatomic_region is None and segment.laterality is None:
+        return None
+    where = segment.anatomic_region or segment.type
+    laterality = coded(LATERALITY[segment.laterality]) if segment.laterality else None
+    return [sr.FindingSite(coded(where), laterality)]
+
+
+def _algorithm(subject: Subject) -> sr.AlgorithmIdentification:
+    return sr.AlgorithmIdentification(
+        name=subject.model_name,
+        version=subject.model_version,
+        family=coded(subject.manifest.algorithm_family),
+        parameters=[f"{name}: {value}" for name, value in subject.algorithm_parameters().items()],
+        manufacturer=MANUFACTURER,
+    )
+
+
+def _procedure(subject: Subject) -> sr.CodedConcept:
+    """Procedure reported (CID 100): the modality's own term, as far as the images say no more."""
+    known = {
+        "CT": sr.CodedConcept("77477000", "SCT", "Computed Tomography X-Ray"),
+        "MR": sr.CodedConcept("113091000", "SCT", "Magnetic Resonance Imaging"),
+        "PT": sr.CodedConcept("82918005", "SCT", "Positron Emission Tomography"),
+    }
+    return known.get(subject.volume.modality, sr.CodedConcept("363679005", "SCT", "Imaging procedure"))
