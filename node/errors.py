@@ -65,6 +65,10 @@ class ArchiveFull(ArchiveError):
     """The disk is at its watermark or full: nothing more is accepted until space returns."""
 
 
+class InstanceRefused(RadnodeError):
+    """A received object is not what it must be: its bytes cannot be understood, or it is not what was announced."""
+
+
 class DeliveryError(RadnodeError):
     """A peer did not take an object; `permanent` when trying again cannot help."""
 

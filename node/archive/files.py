@@ -1,4 +1,4 @@
-"""Files that survive a power cut: written under a random name, synced, renamed, and their folder synced.
+"""Files that survive a power cut: written under a random name, synced, named, and their folder synced.
 
 The order is the contract of `Success` (PS3.4 B.2.3 leaves it to the implementation): data on disk before the name,
 the name on disk before the row, the row on disk before the answer.
@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from node.errors import ArchiveError, ArchiveFull
+
+SPOOL_SUFFIX = ".part"
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
@@ -22,20 +26,23 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 class SpoolFile:
     """A new file in the spool folder that becomes a durable file under its final name, or nothing at all.
 
-    As a context manager it removes the file unless `keep` was called. The spool and the final place must lie on one
-    filesystem.
+    As a context manager it removes its name in the spool at the end, unless `keep` moved it or `leave` says that
+    recovery shall look at it. The spool and the final place must lie on one filesystem. The open file is locked, so
+    that a sweep of the spool by another process tells living files from those of the dead.
     """
 
     def __init__(self, spool: Path, *, durable: bool = True):
-        self.path = spool / f"{secrets.token_hex(16)}.part"
+        self.token = secrets.token_hex(16)
+        self.path = spool / f"{self.token}{SPOOL_SUFFIX}"
         self.size = 0
         self._durable = durable
         self._digest = hashlib.sha256()
         try:
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         except OSError as error:
-            raise _archive_error(error, "open a file in the spool") from error
-        self._kept = False
+            raise archive_error(error, "open a file in the spool") from error
+        self._leave = False
 
     def __enter__(self) -> SpoolFile:
         return self
@@ -43,10 +50,11 @@ class SpoolFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-        if not self._kept:
-            with contextlib.suppress(FileNotFoundError):
-                self.path.unlink()
+        if not self._leave:
+            with contextlib.suppress(OSError):  # recovery sweeps what cannot be removed now
+                os.unlink(self.path)
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
 
     @property
     def sha256(self) -> str:
@@ -57,38 +65,53 @@ class SpoolFile:
         """Append `data`; `hashed=False` leaves it out of the digest (the file's own header)."""
         if hashed:
             self._digest.update(data)
-        view = memoryview(data)
         try:
-            while view:
-                written = os.write(self._descriptor, view)
-                self.size += written
-                view = view[written:]
+            written = os.write(self._descriptor, data)
+            self.size += written
+            while written < len(data):  # a short write comes before the error that explains it
+                step = os.write(self._descriptor, memoryview(data)[written:])
+                self.size += step
+                written += step
         except OSError as error:
-            raise _archive_error(error, "write to the spool") from error
+            raise archive_error(error, "write to the spool") from error
 
-    def keep(self, final: Path) -> None:
-        """Make the file durable as `final`; a second call moves it on. Nothing is lost at `final` when this fails.
+    def sync(self) -> None:
+        """Bring the content to the disk.
 
         A failed fsync is never repeated: the kernel may have dropped the dirty pages and would report success.
         """
         try:
-            if self._durable and self._descriptor >= 0:
+            if self._durable:
                 os.fsync(self._descriptor)
-            self.close()
+        except OSError as error:
+            raise archive_error(error, "make a file durable") from error
+
+    def link(self, final: Path) -> None:
+        """Give the synced file a second name, its final one; the name in the spool tells recovery until the row is
+        there. The folder of `final` is not synced here, `sync_folder` does that for several files at once.
+        """
+        try:
+            make_folder(final.parent, durable=self._durable)
+            os.link(self.path, final)
+        except OSError as error:
+            raise archive_error(error, "name a file") from error
+
+    def keep(self, final: Path) -> None:
+        """Move the file to `final` and make it durable there. Nothing is lost at `final` when this fails."""
+        self.sync()
+        try:
             make_folder(final.parent, durable=self._durable)
             os.rename(self.path, final)
             self.path = final
-            self._kept = True
+            self._leave = True
             if self._durable:
                 sync_folder(final.parent)
         except OSError as error:
-            raise _archive_error(error, "make a file durable") from error
+            raise archive_error(error, "make a file durable") from error
 
-    def close(self) -> None:
-        """Close the descriptor; the file stays until the context ends."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+    def leave(self) -> None:
+        """Keep the name in the spool: what became of the file is not known, recovery finds out."""
+        self._leave = True
 
 
 def make_folder(folder: Path, *, durable: bool = True) -> None:
@@ -111,6 +134,24 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _archive_error(error: OSError, doing: str) -> ArchiveError:
+def file_sha256(path: Path, skip: int = 0) -> str:
+    """Digest (hex) of a file's content behind its first `skip` bytes, in constant memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(skip)
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def remove(paths: Sequence[Path]) -> None:
+    """Remove files as far as that is possible; a later start removes the rest."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def archive_error(error: OSError, doing: str) -> ArchiveError:
+    """The named error for what the filesystem said."""
     text = f"cannot {doing}: {error.strerror}"
     return ArchiveFull(text) if error.errno in _NO_SPACE else ArchiveError(text)

@@ -6,31 +6,20 @@ jobs live in `node.queue`, about deliveries in `node.deliver.outbox`; both work 
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
-from sqlalchemy import Connection, delete, func, insert, select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, delete, func, select, update
 
 from node.archive import schema
 from node.archive.database import Database, record_event
 from node.archive.files import SpoolFile, make_folder
+from node.archive.ingest import Ingest, Outcome, study_folder
 from node.archive.records import DeliveryState, Instance, JobState, Series, Study, StudyState
 from node.dicom.identity import Identity
 from node.errors import ArchiveError, NotFound
-
-
-class Outcome(StrEnum):
-    """What became of a received instance."""
-
-    STORED = "stored"  # new, durable
-    DUPLICATE = "duplicate"  # the same content was here already
-    CONFLICT = "conflict"  # the UID was here with other content: the first stays, this one lies in quarantine
 
 
 @dataclass(frozen=True)
@@ -54,9 +43,11 @@ class Archive:
             except OSError as error:
                 raise ArchiveError(f"cannot make the storage folder {storage / name}: {error.strerror}") from error
         self.database = Database(database_url, durable=durable)
+        self.ingest = Ingest(storage, self.database, durable=durable)
 
     def close(self) -> None:
         """Close the database."""
+        self.ingest.close()
         self.database.close()
 
     def spool_file(self) -> SpoolFile:
@@ -71,36 +62,7 @@ class Archive:
         Raises `ArchiveFull` when there is no room and `ArchiveError` when disk or database refuse; then the instance
         must not be acknowledged.
         """
-        now = time.time()
-        try:
-            with self.database.read() as connection:
-                outcome = _known_content(connection, identity, spooled.sha256)
-            if outcome is None:
-                relative = instance_path(identity, spooled.sha256)
-                spooled.keep(self.storage / relative)
-                with self.database.write() as connection:
-                    # Another association may have stored the same UID since the look above.
-                    outcome = _known_content(connection, identity, spooled.sha256)
-                    if outcome is None:
-                        _insert_instance(connection, identity, relative, spooled, received_from, now)
-                        return Outcome.STORED
-            if outcome is Outcome.CONFLICT:
-                self._quarantine(spooled, identity, received_from)
-        except SQLAlchemyError as error:
-            raise ArchiveError(f"the database did not take the instance: {type(error).__name__}") from error
-        return outcome
-
-    def _quarantine(self, spooled: SpoolFile, identity: Identity, received_from: str) -> None:
-        name = f"{hashlib.sha256(identity.sop_instance_uid.encode()).hexdigest()[:32]}-{spooled.sha256[:16]}.dcm"
-        spooled.keep(self.storage / "quarantine" / name)
-        with self.database.write() as connection:
-            record_event(
-                connection,
-                "receive",
-                identity.study_uid,
-                f"ALARM: instance {identity.sop_instance_uid} came again from {received_from} with other content; "
-                f"the first stays, the second is quarantine/{name}",
-            )
+        return self.ingest.keep(spooled, identity, received_from)
 
     def quarantine_study(self, study: Study, reason: str) -> None:
         """Set a study aside: nothing is run on it until a person looked at it."""
@@ -196,115 +158,6 @@ class Archive:
                 (self.storage / path).unlink(missing_ok=True)
             forgotten.append(study_uid)
         return forgotten
-
-
-def study_folder(study_uid: str) -> Path:
-    """Where a study's instances lie, relative to the storage folder: named by hash, never by what a sender wrote."""
-    digest = hashlib.sha256(study_uid.encode()).hexdigest()
-    return Path("instances") / digest[:2] / digest[:32]
-
-
-def instance_path(identity: Identity, sha256: str) -> Path:
-    """Where an instance of that content lies, relative to the storage folder.
-
-    The content is part of the name: two associations that bring one UID with different contents at the same moment
-    never write over each other's file.
-    """
-    name = hashlib.sha256(identity.sop_instance_uid.encode()).hexdigest()[:24]
-    return study_folder(identity.study_uid) / f"{name}-{sha256[:8]}.dcm"
-
-
-def _known_content(connection: Connection, identity: Identity, sha256: str) -> Outcome | None:
-    query = select(schema.instances.c.sha256).where(schema.instances.c.sop_instance_uid == identity.sop_instance_uid)
-    known = connection.scalar(query)
-    if known is None:
-        return None
-    return Outcome.DUPLICATE if known == sha256 else Outcome.CONFLICT
-
-
-def _insert_instance(
-    connection: Connection, identity: Identity, path: Path, spooled: SpoolFile, received_from: str, now: float
-) -> None:
-    study_id = _upsert_study(connection, identity, received_from, now)
-    columns = schema.series.c
-    series_id = connection.scalar(
-        update(schema.series)
-        .where(columns.study_id == study_id, columns.series_uid == identity.series_uid)
-        .values(instances=columns.instances + 1)
-        .returning(columns.id)
-    )
-    if series_id is None:
-        series_id = connection.scalar(
-            insert(schema.series)
-            .values(
-                study_id=study_id,
-                series_uid=identity.series_uid,
-                modality=identity.modality,
-                description=identity.series_description,
-                instances=1,
-            )
-            .returning(columns.id)
-        )
-    connection.execute(
-        insert(schema.instances).values(
-            series_id=series_id,
-            sop_instance_uid=identity.sop_instance_uid,
-            sop_class_uid=identity.sop_class_uid,
-            transfer_syntax_uid=identity.transfer_syntax_uid,
-            path=path.as_posix(),
-            size=spooled.size,
-            sha256=spooled.sha256,
-            received_from=received_from,
-            received_at=now,
-        )
-    )
-
-
-def _upsert_study(connection: Connection, identity: Identity, received_from: str, now: float) -> int:
-    columns = schema.studies.c
-    row = connection.execute(
-        select(columns.id, columns.state, columns.patient_id, columns.revision).where(
-            columns.study_uid == identity.study_uid
-        )
-    ).first()
-    if row is None:
-        study_id = connection.scalar(
-            insert(schema.studies)
-            .values(
-                study_uid=identity.study_uid,
-                patient_id=identity.patient_id,
-                accession_number=identity.accession_number,
-                study_date=identity.study_date,
-                description=identity.study_description,
-                state=StudyState.RECEIVING,
-                instances=1,
-                first_received_at=now,
-                last_received_at=now,
-            )
-            .returning(columns.id)
-        )
-        record_event(connection, "receive", identity.study_uid, f"first instance received from {received_from}")
-        assert study_id is not None
-        return study_id
-    changes: dict[str, object] = {"instances": columns.instances + 1, "last_received_at": now}
-    if row.patient_id != identity.patient_id and row.state != StudyState.QUARANTINED:
-        changes |= {"state": StudyState.QUARANTINED, "reason": "instances of two patients carry this study UID"}
-        record_event(
-            connection,
-            "receive",
-            identity.study_uid,
-            "ALARM: instances of two patients carry this study UID; quarantined",
-        )
-    elif row.state in (StudyState.ROUTED, StudyState.UNWANTED):
-        changes |= {"state": StudyState.RECEIVING, "reason": "", "revision": row.revision + 1}
-        record_event(
-            connection,
-            "receive",
-            identity.study_uid,
-            f"late instance from {received_from}: revision {row.revision + 1}",
-        )
-    connection.execute(update(schema.studies).where(columns.id == row.id).values(changes))
-    return row.id
 
 
 def _is_owed(connection: Connection, study_id: int) -> bool:

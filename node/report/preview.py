@@ -88,7 +88,8 @@ def segment_colors(subject: Subject) -> dict[int, RGB]:
 
 
 def _choose_panels(subject: Subject, window: tuple[float, float]) -> list[_Panel]:
-    """Axial slices across the extent of the segments, then one coronal and one sagittal section through their middle."""
+    """Axial slices across the extent of the segments, then one coronal and one sagittal section through their middle.
+    """
     volume, labels = subject.volume, subject.labelmap.array
     occupied = np.flatnonzero(labels.any(axis=(1, 2)))
     first, last = (int(occupied[0]), int(occupied[-1])) if occupied.size else (0, labels.shape[0] - 1)

@@ -1,0 +1,366 @@
+"""How a received instance enters the archive: synced, named, its folder synced, its row committed, in that order.
+
+Associations that arrive at the same moment share one transaction and one fsync of the folder: whoever finds no other
+thread committing commits for all that wait (a group commit without a thread of its own, so one association alone pays
+no hand-over). The statements go to the driver as text, compiled once: through SQLAlchemy's execution they cost more
+than the disk.
+
+Until its row is committed a file has two names, one in the spool and its final one. After a crash the spool therefore
+says which files may have no row, however many lie in the archive; see `node.archive.recover`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Dialect, Executable, bindparam, insert, select, update
+from sqlalchemy.sql import ClauseElement
+
+from node.archive import schema
+from node.archive.database import Database
+from node.archive.files import SpoolFile, archive_error, remove, sync_folder
+from node.archive.records import StudyState
+from node.archive.sameness import same_object
+from node.dicom.identity import Identity
+from node.errors import ArchiveError
+
+LOCK_PATIENCE_S = 10.0  # how long a commit waits for another process's transaction before the sender hears A700
+
+
+class Outcome(StrEnum):
+    """What became of a received instance."""
+
+    STORED = "stored"  # new, durable
+    DUPLICATE = "duplicate"  # the same object was here already
+    CONFLICT = "conflict"  # the UID was here with other content: the first stays, this one lies in quarantine
+
+
+@dataclass(eq=False)
+class _Arrival:
+    """One synced file on its way to a row."""
+
+    spooled: SpoolFile
+    identity: Identity
+    received_from: str
+    path: Path  # final, relative to the storage folder
+    known_path: str = ""  # the file that holds this UID already, with other bytes
+    judged: bool = False  # whether `known_path` was compared: the object is another one
+    settled: bool = False
+    outcome: Outcome | None = None  # None once settled: the UID is here in other bytes, `known_path`
+    error: Exception | None = None
+
+
+class Ingest:
+    """The door to `instances/` and its tables; safe to use from many threads."""
+
+    def __init__(self, storage: Path, database: Database, *, durable: bool = True):
+        self._storage = storage
+        self._database = database
+        self._durable = durable
+        self._statements = _Statements(database.engine.dialect)
+        self._failures: Final = (database.engine.dialect.loaded_dbapi.Error,)
+        self._waiting: list[_Arrival] = []
+        self._waiting_lock = threading.Lock()
+        self._committing = threading.Lock()
+        self._connection: Any = None
+
+    def keep(self, spooled: SpoolFile, identity: Identity, received_from: str) -> Outcome:
+        """Keep a received instance: when this returns, the object is durable or was so before.
+
+        Raises `ArchiveFull` when there is no room and `ArchiveError` when disk or database refuse; then the instance
+        must not be acknowledged, and nothing of it is left behind.
+        """
+        arrival = _Arrival(spooled, identity, received_from, instance_path(identity, spooled.token))
+        spooled.sync()
+        spooled.link(self._storage / arrival.path)
+        outcome = self._commit(arrival)
+        if outcome is None:
+            # The UID is here in other bytes: outside of the lock see whether it is the same object in another encoding.
+            if same_object(self._storage / arrival.known_path, spooled.path):
+                remove([self._storage / arrival.path])
+                return Outcome.DUPLICATE
+            arrival.judged = True
+            outcome = self._commit(arrival)
+            assert outcome is not None
+        return outcome
+
+    def close(self) -> None:
+        """Give the connection back."""
+        with self._committing:
+            self._drop_connection()
+
+    def _commit(self, arrival: _Arrival) -> Outcome | None:
+        arrival.settled = False
+        with self._waiting_lock:
+            self._waiting.append(arrival)
+        with self._committing:
+            if not arrival.settled:  # else another thread took it into its group
+                with self._waiting_lock:
+                    group, self._waiting = self._waiting, []
+                self._commit_group(group)
+        if arrival.error is not None:
+            if isinstance(arrival.error, self._failures):
+                message = f"the database did not take the instance: {type(arrival.error).__name__}"
+                raise ArchiveError(message) from arrival.error
+            raise arrival.error
+        return arrival.outcome
+
+    def _commit_group(self, group: list[_Arrival]) -> None:
+        try:
+            if self._durable:
+                for folder in {(self._storage / arrival.path).parent for arrival in group}:
+                    sync_folder(folder)
+            self._transact(group)
+        except Exception as error:
+            failure = archive_error(error, "sync a folder") if isinstance(error, OSError) else error
+            if len(group) > 1:  # one bad row must not cost the others their place
+                for arrival in group:
+                    self._commit_group([arrival])
+                return
+            group[0].error = failure
+            self._clean_up(group[0])
+        for arrival in group:
+            arrival.settled = True
+            if arrival.outcome in (Outcome.DUPLICATE, Outcome.CONFLICT):
+                remove([self._storage / arrival.path])
+
+    def _transact(self, group: list[_Arrival]) -> None:
+        connection = self._open_connection()
+        cursor = connection.cursor()
+        try:
+            self._begin(cursor)
+            now = time.time()
+            for arrival in group:
+                arrival.outcome = self._insert(cursor, arrival, now)
+            connection.commit()
+        except BaseException:
+            for arrival in group:
+                arrival.outcome = None
+            with contextlib.suppress(*self._failures):
+                connection.rollback()
+            self._drop_connection()
+            raise
+        finally:
+            with contextlib.suppress(*self._failures):
+                cursor.close()
+
+    def _begin(self, cursor: Any) -> None:
+        if self._database.url.get_backend_name() == "sqlite":
+            cursor.execute("BEGIN IMMEDIATE")
+
+    def _insert(self, cursor: Any, arrival: _Arrival, now: float) -> Outcome | None:
+        identity, statements = arrival.identity, self._statements
+        known = statements.known.one(cursor, {"uid": identity.sop_instance_uid})
+        if known is not None:
+            sha256, path = known
+            if sha256 == arrival.spooled.sha256:
+                return Outcome.DUPLICATE
+            if not arrival.judged:
+                arrival.known_path = path
+                return None
+            self._quarantine(cursor, arrival, now)
+            return Outcome.CONFLICT
+        self._name_again(arrival)
+        series_id = self._count_in(cursor, arrival, now)
+        statements.add_instance.run(
+            cursor,
+            {
+                "series_id": series_id,
+                "sop_instance_uid": identity.sop_instance_uid,
+                "sop_class_uid": identity.sop_class_uid,
+                "transfer_syntax_uid": identity.transfer_syntax_uid,
+                "path": arrival.path.as_posix(),
+                "size": arrival.spooled.size,
+                "sha256": arrival.spooled.sha256,
+                "received_from": arrival.received_from,
+                "received_at": now,
+            },
+        )
+        return Outcome.STORED
+
+    def _name_again(self, arrival: _Arrival) -> None:
+        """Retention may have removed the study's folder between the naming and this transaction; the spool still has
+        it.
+        """
+        final = self._storage / arrival.path
+        if not os.path.exists(final):
+            arrival.spooled.link(final)
+            if self._durable:
+                sync_folder(final.parent)
+
+    def _count_in(self, cursor: Any, arrival: _Arrival, now: float) -> int:
+        """Count the instance in its study and series, which are made when they are new; the id of the series."""
+        identity, statements = arrival.identity, self._statements
+        row = statements.study.one(cursor, {"uid": identity.study_uid, "series": identity.series_uid})
+        if row is None:
+            study_id, series_id = self._add_study(cursor, arrival, now), None
+        else:
+            study_id, state, patient_id, revision, series_id = row
+            statements.count_study.run(cursor, {"id": study_id, "now": now})
+            if patient_id != identity.patient_id and state != StudyState.QUARANTINED:
+                reason = "instances of two patients carry this study UID"
+                changes = {"id": study_id, "state": StudyState.QUARANTINED, "reason": reason, "revision": revision}
+                statements.change_study.run(cursor, changes)
+                self._tell(cursor, identity, now, f"ALARM: {reason}; quarantined")
+            elif state in (StudyState.ROUTED, StudyState.UNWANTED):
+                changes = {"id": study_id, "state": StudyState.RECEIVING, "reason": "", "revision": revision + 1}
+                statements.change_study.run(cursor, changes)
+                self._tell(
+                    cursor, identity, now, f"late instance from {arrival.received_from}: revision {revision + 1}"
+                )
+        if series_id is not None:
+            statements.count_series.run(cursor, {"id": series_id})
+            return series_id
+        series = {
+            "study_id": study_id,
+            "series_uid": identity.series_uid,
+            "modality": identity.modality,
+            "description": identity.series_description,
+            "instances": 1,
+        }
+        return statements.add_series.one(cursor, series)[0]
+
+    def _add_study(self, cursor: Any, arrival: _Arrival, now: float) -> int:
+        identity = arrival.identity
+        study = {
+            "study_uid": identity.study_uid,
+            "patient_id": identity.patient_id,
+            "accession_number": identity.accession_number,
+            "study_date": identity.study_date,
+            "description": identity.study_description,
+            "state": StudyState.RECEIVING,
+            "reason": "",
+            "revision": 1,
+            "instances": 1,
+            "first_received_at": now,
+            "last_received_at": now,
+        }
+        study_id = self._statements.add_study.one(cursor, study)[0]
+        self._tell(cursor, identity, now, f"first instance received from {arrival.received_from}")
+        return study_id
+
+    def _quarantine(self, cursor: Any, arrival: _Arrival, now: float) -> None:
+        """Name the file in the quarantine; the same wrong object once, however often it comes."""
+        digest = hashlib.sha256(arrival.identity.sop_instance_uid.encode()).hexdigest()
+        name = f"{digest[:32]}-{arrival.spooled.sha256[:32]}.dcm"
+        final = self._storage / "quarantine" / name
+        if final.exists():
+            return
+        arrival.spooled.link(final)
+        if self._durable:
+            sync_folder(final.parent)
+        uid, sender = arrival.identity.sop_instance_uid, arrival.received_from
+        what = f"ALARM: instance {uid} came again from {sender} with other content; the first stays, the second is "
+        self._tell(cursor, arrival.identity, now, f"{what}quarantine/{name}")
+
+    def _tell(self, cursor: Any, identity: Identity, now: float, what: str) -> None:
+        event = {"at": now, "actor": "receive", "study_uid": identity.study_uid, "what": what}
+        self._statements.add_event.run(cursor, event)
+
+    def _clean_up(self, arrival: _Arrival) -> None:
+        """After a failure leave nothing of an instance that was not kept; leave all when the database can't tell."""
+        try:
+            connection = self._open_connection()
+            known = self._statements.owner.one(connection.cursor(), {"path": arrival.path.as_posix()})
+            connection.rollback()
+        except self._failures:
+            self._drop_connection()
+            arrival.spooled.leave()
+            return
+        if known is None:
+            remove([self._storage / arrival.path])
+
+    def _open_connection(self) -> Any:
+        if self._connection is None:
+            self._connection = self._database.engine.raw_connection()
+            if self._database.url.get_backend_name() == "sqlite":
+                self._connection.cursor().execute(f"PRAGMA busy_timeout = {int(LOCK_PATIENCE_S * 1000)}")
+        return self._connection
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(Exception):  # it is given up because it is broken
+                self._connection.invalidate()
+            self._connection = None
+
+
+def study_folder(study_uid: str) -> Path:
+    """Where a study's instances lie, relative to the storage folder: named by hash, never by what a sender wrote."""
+    digest = hashlib.sha256(study_uid.encode()).hexdigest()
+    return Path("instances") / digest[:2] / digest[:32]
+
+
+def instance_path(identity: Identity, token: str) -> Path:
+    """Where an instance lies, relative to the storage folder, `token` being the name of its reception in the spool.
+
+    No two receptions share a path: two associations that bring one UID at the same moment never write over each other.
+    """
+    name = hashlib.sha256(identity.sop_instance_uid.encode()).hexdigest()[:24]
+    return study_folder(identity.study_uid) / f"{name}-{token}.dcm"
+
+
+class _Statement:
+    """A statement as text for the driver, with named parameters."""
+
+    def __init__(self, statement: Executable, dialect: Dialect):
+        assert isinstance(statement, ClauseElement)
+        self._text = str(statement.compile(dialect=dialect))
+
+    def run(self, cursor: Any, values: Mapping[str, object]) -> None:
+        cursor.execute(self._text, values)
+
+    def one(self, cursor: Any, values: Mapping[str, object]) -> Any:
+        cursor.execute(self._text, values)
+        return cursor.fetchone()
+
+
+class _Statements:
+    """What an ingest says to the database."""
+
+    def __init__(self, used: Dialect):
+        dialect: Dialect = type(used)(paramstyle="named" if used.name == "sqlite" else "pyformat")  # pyright: ignore[reportCallIssue]
+        studies, series, instances = schema.studies, schema.series, schema.instances
+        known = select(instances.c.sha256, instances.c.path).where(instances.c.sop_instance_uid == bindparam("uid"))
+        self.known = _Statement(known, dialect)
+        self.owner = _Statement(select(instances.c.id).where(instances.c.path == bindparam("path")), dialect)
+        joined = studies.outerjoin(
+            series, (series.c.study_id == studies.c.id) & (series.c.series_uid == bindparam("series"))
+        )
+        columns = (studies.c.id, studies.c.state, studies.c.patient_id, studies.c.revision, series.c.id)
+        study = select(*columns).select_from(joined).where(studies.c.study_uid == bindparam("uid"))
+        # SQLite has one writer at a time anyway and leaves FOR UPDATE out.
+        self.study = _Statement(study.with_for_update(of=studies), dialect)
+        self.add_study = _Statement(
+            insert(studies).values(_bind(studies, skip=("id",))).returning(studies.c.id), dialect
+        )
+        self.count_study = _Statement(
+            update(studies)
+            .where(studies.c.id == bindparam("id"))
+            .values(instances=studies.c.instances + 1, last_received_at=bindparam("now")),
+            dialect,
+        )
+        self.change_study = _Statement(
+            update(studies)
+            .where(studies.c.id == bindparam("id"))
+            .values({name: bindparam(name) for name in ("state", "reason", "revision")}),
+            dialect,
+        )
+        self.add_series = _Statement(insert(series).values(_bind(series, skip=("id",))).returning(series.c.id), dialect)
+        self.count_series = _Statement(
+            update(series).where(series.c.id == bindparam("id")).values(instances=series.c.instances + 1), dialect
+        )
+        self.add_instance = _Statement(insert(instances).values(_bind(instances, skip=("id",))), dialect)
+        self.add_event = _Statement(insert(schema.events).values(_bind(schema.events, skip=("id",))), dialect)
+
+
+def _bind(table: Any, skip: tuple[str, ...]) -> dict[str, Any]:
+    return {column.name: bindparam(column.name) for column in table.columns if column.name not in skip}
