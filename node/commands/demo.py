@@ -28,7 +28,7 @@ from node.deliver.outbox import list_parcels
 from node.demo.pacs import Pacs, free_port, start_pacs
 from node.errors import DeliveryError, NotFound, RadnodeError
 from node.infer.package import Package, find_package
-from node.phantom import Phantom, make_chest_phantom
+from node.demo.phantom import Phantom, make_chest_phantom
 from node.queue import list_jobs
 
 PATIENCE_S = 540.0  # for all of it
