@@ -1,7 +1,7 @@
 """A phantom chest CT as real DICOM files, whose lung volumes are known in closed form.
 
-The shapes are given in LPS millimetres and sampled at the pixels of whatever planes are asked for, so the same patient can be
-scanned axially, obliquely or from the feet up.
+The shapes are given in LPS millimetres and sampled at the pixels of whatever planes are asked for, so the same patient
+can be scanned axially, obliquely or from the feet up.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from node.dicom.uid import derive_uid
 
@@ -72,8 +72,9 @@ def make_chest_phantom(
 ) -> Phantom:
     """Write the phantom's slices into `folder`.
 
-    `spacing_mm` is between slices, rows and columns. `directions` are the row and column direction cosines of the images;
-    slices follow each other along their cross product, or against it unless `feet_first`. The same arguments make the same files.
+    `spacing_mm` is between slices, rows and columns. `directions` are the row and column direction cosines of the
+    images; slices follow each other along their cross product, or against it unless `feet_first`. The same arguments
+    make the same files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     key = f"{slices} {spacing_mm} {shape} {directions} {feet_first} {seed}"
@@ -84,9 +85,7 @@ def make_chest_phantom(
     paths = []
     for index in range(slices):
         along = (index - (slices - 1) / 2) * spacing_mm[0] * (1 if feet_first else -1)
-        corner = (
-            normal * along - row * spacing_mm[2] * (shape[1] - 1) / 2 - column * spacing_mm[1] * (shape[0] - 1) / 2
-        )
+        corner = normal * along - row * spacing_mm[2] * (shape[1] - 1) / 2 - column * spacing_mm[1] * (shape[0] - 1) / 2
         hu = _scan(corner, row, column, normal, spacing_mm, shape) + rng.normal(0, 12, shape)
         dataset = _dataset(key, study_uid, series_uid, index, corner, (row, column), spacing_mm, shape)
         dataset.PixelData = np.clip(np.rint(hu + 1024), 0, 4095).astype("<u2").tobytes()
@@ -179,7 +178,7 @@ def _dataset(
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = derive_uid("phantom", key, "image", str(index))
+    meta.MediaStorageSOPInstanceUID = UID(derive_uid("phantom", key, "image", str(index)))
     dataset = Dataset()
     dataset.file_meta = meta
     today = date(2026, 1, 1).strftime("%Y%m%d")
@@ -201,7 +200,9 @@ def _dataset(
         "ManufacturerModelName": "phantom",
         "ReferringPhysicianName": None,
         "StudyDescription": "Phantom chest",
-        "SeriesDescription": "Phantom chest axial" if directions[0][0] == 1 and directions[1][1] == 1 else "Phantom chest",
+        "SeriesDescription": "Phantom chest axial"
+        if directions[0][0] == 1 and directions[1][1] == 1
+        else "Phantom chest",
         "PatientName": "PHANTOM^CHEST",
         "PatientID": "RADNODE-PHANTOM",
         "PatientBirthDate": "19700101",

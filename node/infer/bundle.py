@@ -1,4 +1,4 @@
-"""MONAI Bundles as published, run from memory: our volume in place of their dataset, their prediction in place of a file.
+"""MONAI Bundles as published, run from memory: our volume replaces their dataset, their prediction no file.
 
 The bundle's own evaluator runs (not a copy of what it does), so whatever its makers configured between loader and
 post-processing happens. Three things are exchanged in the parsed configuration: what loads reads from memory, what
@@ -184,9 +184,9 @@ def _components(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def _to_source_grid(prediction: Any, seen: Any, reference: Volume) -> NDArray[np.number]:
-    """A prediction (channels, x, y, z) as (slices, rows, columns) on the reference's grid; several channels are one-hot.
+    """A prediction (channels, x, y, z) as (slices, rows, columns) on the reference's grid.
 
-    A prediction without geometry lies where the image lay that the network saw (`seen`): MONAI's Invertd passes such
+    Several channels are one-hot. A prediction without geometry lies where the image lay that the network saw (`seen`): MONAI's Invertd passes such
     a one by.
     """
     tensor = prediction if isinstance(prediction, torch.Tensor) else torch.as_tensor(np.asarray(prediction))
@@ -201,14 +201,14 @@ def _to_source_grid(prediction: Any, seen: Any, reference: Volume) -> NDArray[np
         same = np.allclose(np.asarray(tensor.affine), reference.grid.affine_ras, atol=1e-3)
         if tuple(tensor.shape[1:]) != wanted or not same:
             resample = SpatialResample(mode="nearest", padding_mode="zeros")
-            tensor = resample(tensor, dst_affine=reference.grid.affine_ras, spatial_size=wanted)
+            tensor = resample(tensor, dst_affine=torch.as_tensor(reference.grid.affine_ras), spatial_size=wanted)
     array = tensor.detach().cpu().numpy() if not isinstance(tensor, MetaTensor) else tensor.as_tensor().cpu().numpy()
     return np.ascontiguousarray(array[0].transpose(2, 1, 0))
 
 
 @contextmanager
 def _sources_of(folder: Path) -> Iterator[None]:
-    """The bundle's root on the module path, as `monai.bundle run` has it; compiled files are neither read nor written there.
+    """The bundle's root on the module path, as `monai.bundle run` has it, without compiled files.
 
     The digest of a package leaves `__pycache__` out, so nothing in one may be run.
     """

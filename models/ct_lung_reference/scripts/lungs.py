@@ -1,8 +1,9 @@
 """Left and right lung on chest CT by thresholds and connectivity: the classical method, with no trained weights.
 
-Air inside the body is found by threshold, the trachea and main bronchi are grown from the trachea and taken out, and what
-remains is told apart into left and right (after Hu, Hoffman and Reinhardt, IEEE Trans Med Imaging 2001, 20:490). Decisions about
-what is connected to what are taken on a grid of about 2 mm; the border of the lungs is drawn on the image's own grid.
+Air inside the body is found by threshold, the trachea and main bronchi are grown from the trachea and taken out, and
+what remains is told apart into left and right (after Hu, Hoffman and Reinhardt, IEEE Trans Med Imaging 2001, 20:490).
+Decisions about what is connected to what are taken on a grid of about 2 mm; the border of the lungs is drawn on the
+image's own grid.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ def segment_lungs(image: torch.Tensor, spacing_mm: np.ndarray) -> np.ndarray:
     """Label map (x, y, z), uint8, of one CT in HU whose axes point right, anterior and superior."""
     plain = image.as_tensor() if hasattr(image, "as_tensor") else image
     fine = plain.detach().cpu().float()
-    size = [max(1, min(length, round(length * step / COARSE_MM))) for length, step in zip(fine.shape, spacing_mm)]
+    size = [
+        max(1, min(length, round(length * step / COARSE_MM)))
+        for length, step in zip(fine.shape, spacing_mm, strict=True)
+    ]
     coarse = functional.interpolate(fine[None, None], size=size, mode="area")[0, 0].numpy()
     coarse_mm = spacing_mm * np.array(fine.shape) / np.array(size)
     labels = _segment_coarse(coarse, coarse_mm)
@@ -87,7 +91,7 @@ def _inside_air(hu: np.ndarray) -> np.ndarray:
 
 
 def _airway(hu: np.ndarray, inside: np.ndarray, spacing: np.ndarray, voxel_ml: float) -> np.ndarray:
-    """Trachea and main bronchi: grown from the trachea below the highest threshold at which the growth does not leak."""
+    """Trachea and main bronchi: grown from the trachea below the highest threshold at which nothing leaks."""
     seed = _trachea_seed(hu, inside, spacing)
     grown = np.zeros(hu.shape, bool)
     if seed is None:
@@ -111,7 +115,7 @@ def _airway(hu: np.ndarray, inside: np.ndarray, spacing: np.ndarray, voxel_ml: f
 
 
 def _trachea_seed(hu: np.ndarray, inside: np.ndarray, spacing: np.ndarray) -> tuple[int, int, int] | None:
-    """A voxel in the trachea: a small round dark region near the midline that runs on for 2 cm, as high up as there is one."""
+    """A voxel in the trachea: a small round dark region near the midline that runs on for 2 cm, the highest one."""
     body_columns = np.flatnonzero((hu > -300).any(axis=(1, 2)))
     if body_columns.size == 0:
         return None
@@ -122,7 +126,7 @@ def _trachea_seed(hu: np.ndarray, inside: np.ndarray, spacing: np.ndarray) -> tu
     run: list[tuple[int, int, int]] = []
     for z in range(hu.shape[2] - 1, -1, -1):
         found = None
-        pieces, count = ndimage.label(dark[:, :, z])
+        pieces, _ = ndimage.label(dark[:, :, z])
         for piece, slices in enumerate(ndimage.find_objects(pieces), 1):
             where = pieces[slices] == piece
             area = where.sum() * area_mm2
@@ -131,7 +135,7 @@ def _trachea_seed(hu: np.ndarray, inside: np.ndarray, spacing: np.ndarray) -> tu
                 continue
             if area < 0.45 * width * depth:  # not compact
                 continue
-            x, y = (s.start + c for s, c in zip(slices, ndimage.center_of_mass(where)))
+            x, y = (s.start + c for s, c in zip(slices, ndimage.center_of_mass(where), strict=True))
             if abs(x - middle) > 0.25 * half_width:
                 continue
             if run and np.hypot((x - run[-1][0]) * spacing[0], (y - run[-1][1]) * spacing[1]) > 12:
@@ -164,7 +168,7 @@ def _lung_pieces(air: np.ndarray, hu: np.ndarray, voxel_ml: float) -> np.ndarray
 
 
 def _sides(lungs: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Right and left: by connectivity where the lungs are apart, by a cut at their narrowest contact where they touch."""
+    """Right and left: by connectivity where the lungs are apart, by a cut at the narrowest contact elsewhere."""
     cores = _two_cores(lungs, spacing)
     labels = np.zeros(lungs.shape, np.uint8)
     middle = _middle(lungs)
@@ -175,10 +179,9 @@ def _sides(lungs: np.ndarray, spacing: np.ndarray) -> np.ndarray:
             labels[where] = RIGHT if np.argwhere(where)[:, 0].mean() > middle else LEFT
         return labels
     first, second = cores
-    right, left = (
-        (first, second) if np.argwhere(first)[:, 0].mean() > np.argwhere(second)[:, 0].mean() else (second, first)
-    )
-    # Every voxel goes to the core that it is nearer to, minus the cores' own size: the cut falls in the neck between them.
+    first_is_right = np.argwhere(first)[:, 0].mean() > np.argwhere(second)[:, 0].mean()
+    right, left = (first, second) if first_is_right else (second, first)
+    # Every voxel goes to the core that it is nearer to: the cut falls in the neck between them.
     to_right = ndimage.distance_transform_edt(~right, sampling=spacing)
     to_left = ndimage.distance_transform_edt(~left, sampling=spacing)
     labels[lungs] = np.where(to_right[lungs] <= to_left[lungs], RIGHT, LEFT)
@@ -193,7 +196,7 @@ def _sides(lungs: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 
 
 def _two_cores(lungs: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """The lungs eroded until they are two: the two largest pieces, of which the smaller is at least a sixth of the larger."""
+    """The lungs eroded until they are two: the largest pieces, the smaller at least a sixth of the larger."""
     depth = ndimage.distance_transform_edt(lungs, sampling=spacing)
     for erosion_mm in (0.0, 2.0, 4.0, 6.0, 9.0, 12.0):
         pieces, count = ndimage.label(depth > erosion_mm)
@@ -243,7 +246,7 @@ def _draw_fine(hu: np.ndarray, labels: np.ndarray, coarse_mm: np.ndarray) -> np.
         near[:, :, z] = np.where(distance <= reach, labels[:, :, z][tuple(nearest)], 0)
     index = [
         np.minimum((np.arange(fine) * coarse / fine).astype(int), coarse - 1)
-        for fine, coarse in zip(hu.shape, labels.shape)
+        for fine, coarse in zip(hu.shape, labels.shape, strict=True)
     ]
     drawn = np.zeros(hu.shape, np.uint8)
     for z in range(hu.shape[2]):
@@ -263,7 +266,7 @@ def _ball(radius_mm: float, spacing: np.ndarray) -> np.ndarray:
     """A ball as a structuring element on an anisotropic grid."""
     reach = [max(0, int(radius_mm / step)) for step in spacing]
     axes = np.ogrid[tuple(slice(-size, size + 1) for size in reach)]
-    distance = sum((axis * step) ** 2 for axis, step in zip(axes, spacing))
+    distance = sum((axis * step) ** 2 for axis, step in zip(axes, spacing, strict=True))
     return distance <= radius_mm**2 + 1e-6
 
 
