@@ -186,8 +186,8 @@ def _components(node: Any) -> Iterator[dict[str, Any]]:
 def _to_source_grid(prediction: Any, seen: Any, reference: Volume) -> NDArray[np.number]:
     """A prediction (channels, x, y, z) as (slices, rows, columns) on the reference's grid.
 
-    Several channels are one-hot. A prediction without geometry lies where the image lay that the network saw (`seen`): MONAI's Invertd passes such
-    a one by.
+    Several channels are one-hot. A prediction without geometry lies where the image lay that the network saw (`seen`):
+    MONAI's Invertd passes such a one by.
     """
     tensor = prediction if isinstance(prediction, torch.Tensor) else torch.as_tensor(np.asarray(prediction))
     if tensor.ndim == 3:
