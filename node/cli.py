@@ -192,11 +192,12 @@ class _Line(logging.Formatter):
 def _set_up_logging(*, verbose: bool) -> None:
     stream = logging.StreamHandler()
     stream.setFormatter(_Line())
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, handlers=[stream])
+    logging.basicConfig(level=logging.WARNING if verbose else logging.ERROR, handlers=[stream])
     logging.getLogger("node").setLevel(logging.DEBUG if verbose else logging.INFO)
     # These write element values, and so patient data, into their messages.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)  # what stops a bundle is told by our own error
     warnings.simplefilter("ignore")
 
 

@@ -135,7 +135,11 @@ keep:     {{studies: 7d, free_disk: 10MB}}
             shown = json.loads(done.stdout)
             return shown["state"] in states
 
-        wait_until(arrived, patience_s, f"{study_uid} is {' or '.join(states)}; now {shown and shown.get('state')}")
+        try:
+            wait_until(arrived, patience_s, f"{study_uid} is {' or '.join(states)}")
+        except AssertionError as error:
+            now = f"{shown.get('state')}: {shown.get('reason')}"
+            raise AssertionError(f"{error}; it is {now}\n{self.log.read_text()[-4000:]}") from None
         return shown
 
 

@@ -136,8 +136,8 @@ def test_what_no_route_wants_is_kept_and_disturbs_nothing(node: RunningNode, pac
     assert unwanted["state"] == "unwanted"
     assert "Modality" in unwanted["reason"]
     assert "chest CT" in unwanted["reason"]
-    kept = sum(study["instances"] for study in studies.values())
-    assert kept >= 64 + 60 + 41 + 16
+    # The four MR series are one series in four encodings; dcmsend of DCMTK 3.6.7 cannot send HTJ2K nor deflated frames.
+    assert sum(study["instances"] for study in studies.values()) == 64 + 60 + 41 + 4 + 4
     assert all(study["reason"] for study in studies.values() if study["state"] != "done")
 
 

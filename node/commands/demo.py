@@ -26,9 +26,9 @@ from node.config import load_config
 from node.deliver.dimse import Address, StoreSession, echo
 from node.deliver.outbox import list_parcels
 from node.demo.pacs import Pacs, free_port, start_pacs
+from node.demo.phantom import Phantom, make_chest_phantom
 from node.errors import DeliveryError, NotFound, RadnodeError
 from node.infer.package import Package, find_package
-from node.phantom import Phantom, make_chest_phantom
 from node.queue import list_jobs
 
 PATIENCE_S = 540.0  # for all of it

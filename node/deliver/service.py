@@ -33,6 +33,7 @@ def deliver_until(stop: threading.Event, database: Database, storage: Path, peer
         thread.start()
     for thread in threads:
         thread.join()
+    stop.wait()  # a node without a peer to send to lives too
 
 
 def deliver_due(database: Database, storage: Path, name: str, address: Address, stop: threading.Event) -> int:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
+from pydicom.uid import ImplicitVRLittleEndian
 
 from node.dicom.assembly import VolumePlan
 from node.dicom.volume import Volume
@@ -38,7 +39,7 @@ def _read_slice(plan: VolumePlan, index: int) -> NDArray[np.float32]:
         if (
             "TransferSyntaxUID" not in dataset.file_meta
         ):  # files without file meta information are implicit VR (PS3.5 10)
-            dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2"
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
         stored = dataset.pixel_array
     except Exception as error:  # the decoders raise many kinds
         syntax = getattr(plan.headers[index].get("file_meta", None), "TransferSyntaxUID", None)

@@ -100,7 +100,7 @@ class Manifest(Section):
     output: str = "pred"  # the key of the bundle's result
     segments: dict[Annotated[int, Field(ge=1, le=65535)], Segment] = Field(min_length=1)
     measurements: tuple[Measurement, ...] = (Measurement.VOLUME, Measurement.MEAN, Measurement.STANDARD_DEVIATION)
-    algorithm_family: CodeTriplet = Code("DCM", "123109", "Artificial Intelligence")
+    algorithm_family: CodeTriplet = Code("DCM", "123110", "Artificial Intelligence")
     timeout_s: Number = Field(default=1800, gt=0)
 
     @property

@@ -64,7 +64,9 @@ def _bind(ae: AE, host: str, port: int, handlers: list):
     deadline = time.monotonic() + BIND_PATIENCE_S
     while True:
         try:
-            return ae.start_server((host, port), block=False, evt_handlers=handlers)
+            server = ae.start_server((host, port), block=False, evt_handlers=handlers)
+            assert server is not None  # it is when it does not block
+            return server
         except OSError:
             if time.monotonic() > deadline:
                 raise

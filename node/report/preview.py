@@ -88,8 +88,7 @@ def segment_colors(subject: Subject) -> dict[int, RGB]:
 
 
 def _choose_panels(subject: Subject, window: tuple[float, float]) -> list[_Panel]:
-    """Axial slices across the extent of the segments, then one coronal and one sagittal section through their middle.
-    """
+    """Axial slices across the extent of the segments, then a coronal and a sagittal section through their middle."""
     volume, labels = subject.volume, subject.labelmap.array
     occupied = np.flatnonzero(labels.any(axis=(1, 2)))
     first, last = (int(occupied[0]), int(occupied[-1])) if occupied.size else (0, labels.shape[0] - 1)
@@ -110,8 +109,9 @@ def _section(volume: Volume, labels: NDArray[np.uint16], axis: int, index: int, 
     asks.
     """
     low, high = window
-    grey = np.clip((volume.array.take(index, axis) - low) / (high - low), 0, 1)
-    marked = labels.take(index, axis)
+    across_axis = (slice(None),) * axis + (index,)
+    grey = np.clip((volume.array[across_axis] - low) / (high - low), 0, 1)
+    marked = labels[across_axis]
     down, across = (other for other in range(3) if other != axis)
     directions = [volume.grid.affine_lps[:3, 2 - array_axis] for array_axis in range(3)]
     letters = {down: _letters(directions[down]), across: _letters(directions[across])}

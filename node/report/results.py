@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from io import BytesIO
 
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from node.report.measure import SegmentMeasurements
 from node.report.seg import make_seg
@@ -14,7 +15,7 @@ from node.report.sr import make_sr
 from node.report.subject import Subject
 
 # The root of radnode's own implementation (PS3.7 D.3.3.2): which software wrote the file.
-IMPLEMENTATION_CLASS_UID = "2.25.163728273517563512563417238191734256671"
+IMPLEMENTATION_CLASS_UID = UID("2.25.163728273517563512563417238191734256671")
 IMPLEMENTATION_VERSION_NAME = "RADNODE"
 
 

@@ -1,5 +1,4 @@
-"""The source headers as the results copy from them: complete where the standard lets us fill, never altered in place.
-"""
+"""The source headers as the results copy from them: filled where the standard lets us, never altered in place."""
 
 from __future__ import annotations
 

@@ -148,8 +148,8 @@ def _absent(subject: Subject, measured: SegmentMeasurements) -> sr.MeasurementsA
         algorithm_id=_algorithm(subject),
         qualitative_evaluations=[
             sr.QualitativeEvaluation(
-                name=sr.CodedConcept("246112005", "SCT", "Finding status"),
-                value=sr.CodedConcept("47492008", "SCT", "Not seen"),
+                name=codes.DCM.PresenceOfProperty,
+                value=codes.SCT.Absent,  # CID 240
             )
         ],
     )
