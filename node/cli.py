@@ -58,6 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_run(commands)
     command = _command(
+        commands, "import", "importing:import_files", "DICOM files into the archive, as if a peer sent them"
+    )
+    command.add_argument("path", type=Path, metavar="PATH", help="a folder (also of a DICOMDIR), a zip file or a file")
+    _config(command)
+    _json(command)
+    command = _command(
         commands, "reprocess", "reprocess:reprocess", "run a study once more from the archive, through the queue"
     )
     command.add_argument("--study", required=True, metavar="UID", help="Study Instance UID")

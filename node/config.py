@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -18,8 +19,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo
 
 from node.dicom.conditions import When
+from node.dicom.identity import is_uid
 from node.errors import ConfigError, Problem
-from node.yamlfile import Location, Section, WholeNumber, listing_of, load_yaml, mapping_of, one_or_list
+from node.yamlfile import Location, Number, Section, WholeNumber, listing_of, load_yaml, mapping_of, one_or_list
 
 ENVIRONMENT = "RADNODE_CONFIG"
 CONFIG_NAME = "config.yaml"
@@ -96,6 +98,12 @@ def _parse_free_space(value: object) -> FreeSpace:
     raise ValueError(f"found {value!r}; expected a share of the disk below 100%, such as 10%, or a size, such as 20GB")
 
 
+def _parse_size_bytes(value: object) -> int:
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())) and float(match[1]) > 0:
+        return int(float(match[1]) * _BYTES_PER[match[2]])
+    raise ValueError(f"found {value!r}; expected a size above zero with its unit, such as 500MB or 16GB")
+
+
 def _check_ae_title(value: str) -> str:
     """PS3.5 6.2, VR AE: 1 to 16 characters of the default repertoire; leading and trailing spaces do not count."""
     title = value.strip(" ")
@@ -111,6 +119,22 @@ def _check_host(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.:%-]{1,253}", host, re.ASCII):
         raise ValueError(f"found {value!r}; expected a host name or an IP address, without a port")
     return host
+
+
+def _check_network(value: str) -> str:
+    """A host, or the addresses of a network in CIDR notation."""
+    if "/" not in value:
+        return _check_host(value)
+    try:
+        return str(ip_network(value.strip(), strict=False))
+    except ValueError:
+        raise ValueError(f"found {value!r}; expected a host, or a network such as 10.1.2.0/24") from None
+
+
+def _check_uid(value: str) -> str:
+    if not is_uid(value.strip()):
+        raise ValueError(f"found {value!r}; expected the UID of a storage SOP class, such as 1.2.840.10008.5.1.4.1.1.2")
+    return value.strip()
 
 
 def _check_name(value: str) -> str:
@@ -167,6 +191,8 @@ def _resolve(value: object, info: ValidationInfo) -> Path:
 Duration = Annotated[float, BeforeValidator(_parse_duration_s)]  # seconds
 AETitle = Annotated[str, AfterValidator(_check_ae_title)]
 Host = Annotated[str, AfterValidator(_check_host)]
+Network = Annotated[str, AfterValidator(_check_network)]
+StorageClass = Annotated[str, AfterValidator(_check_uid)]
 Port = Annotated[WholeNumber, Field(ge=1, le=65535)]
 Name = Annotated[str, AfterValidator(_check_name)]
 Digest = Annotated[str, AfterValidator(_check_digest)]
@@ -189,8 +215,21 @@ class Peer(Section):
     """A DICOM node that we know."""
 
     ae_title: AETitle
-    host: Host
+    host: Network  # a network (10.1.2.0/24) when it only sends to us
     port: Port | None = None  # None: it only sends to us
+    # What it may do as a sender.
+    maximum_associations: WholeNumber | None = Field(default=None, ge=1, le=1000)  # at once; None: as all together
+    maximum_rate: Number | None = Field(default=None, gt=0)  # instances per second; a faster one is slowed down
+    sop_classes: tuple[StorageClass, ...] | None = Field(default=None, min_length=1)  # UIDs; None: what the node takes
+
+
+class Tls(Section):
+    """A second door, for TLS with certificates on both sides (PS3.15 B.9); all files are PEM."""
+
+    port: Port = 2762
+    certificate: ResolvedPath
+    key: ResolvedPath
+    client_authority: ResolvedPath  # who signed the certificates of those who may come in
 
 
 class Receive(Section):
@@ -198,7 +237,16 @@ class Receive(Section):
 
     from_: tuple[Name, ...] = Field(default=(), alias="from")  # names of peers; nobody else gets in
     maximum_associations: WholeNumber = Field(default=64, ge=1, le=1000)
+    maximum_per_address: WholeNumber | None = Field(default=None, ge=1, le=1000)  # None: half of all, at least 8
     called_ae_check: bool = Field(default=True, strict=True)  # refuse associations that call another AE title than ours
+    unknown_sop_classes: bool = Field(default=False, strict=True)  # take private and newer storage classes too
+    maximum_object_bytes: Annotated[int, BeforeValidator(_parse_size_bytes)] = Field(
+        default=16 * 10**9, alias="maximum_object"
+    )
+    idle_s: Duration = Field(default=300.0, alias="idle")  # an association on which nothing happens ends
+    durability: Literal["full", "relaxed"] = "full"  # relaxed: Success before the disk has the data
+    tls: Tls | None = None
+    watch: ResolvedPath | None = None  # files that appear in this folder are imported
 
 
 class Complete(Section):
@@ -303,6 +351,8 @@ def _check_peers(peers: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
         title, host = mapping_of(peer).get("ae_title"), mapping_of(peer).get("host")
         if title is None or host is None:
             continue
+        if "/" in str(host) and mapping_of(peer).get("port") is not None:
+            yield ("peers", name, "host"), f"found {str(host)!r}, a network; expected one host, as {name} has a port"
         first = known.setdefault((str(title).strip(), str(host).strip().lower()), name)
         if first != name:
             yield ("peers", name), f"has the same ae_title and host as {first}; expected one peer of the two"

@@ -210,22 +210,10 @@ def _say_ready() -> None:
 
 def _receive(config: Config, stop: threading.Event) -> None:
     from node.archive.open import open_archive
-    from node.receive.admission import Admission, Sender
     from node.receive.service import receive_until
 
     archive = open_archive(config)
-    peers = config.peers
-    senders = tuple(Sender(name, peers[name].ae_title, peers[name].host) for name in config.receive.from_)
-    admission = Admission(config.node.ae_title, senders, check_called=config.receive.called_ae_check)
-    receive_until(
-        stop,
-        archive,
-        admission,
-        config.node.host,
-        config.node.port,
-        maximum_associations=config.receive.maximum_associations,
-        ready=_say_ready,
-    )
+    receive_until(stop, archive, config, ready=_say_ready)
     archive.close()
 
 
@@ -255,7 +243,7 @@ def _deliver(config: Config, stop: threading.Event) -> None:
 
     archive = open_archive(config)
     _say_ready()
-    deliver_until(stop, archive.database, archive.storage, destinations(config))
+    deliver_until(stop, archive, destinations(config))
     archive.close()
 
 

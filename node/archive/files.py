@@ -144,6 +144,15 @@ def file_sha256(path: Path, skip: int = 0) -> str:
     return digest.hexdigest()
 
 
+def dataset_offset(path: Path) -> int:
+    """Where the data set begins in a DICOM file that radnode wrote; `ValueError` for another file."""
+    with path.open("rb") as file:
+        start = file.read(144)
+    if len(start) < 144 or start[128:132] != b"DICM":
+        raise ValueError("no DICOM file")
+    return 144 + int.from_bytes(start[140:144], "little")
+
+
 def remove(paths: Sequence[Path]) -> None:
     """Remove files as far as that is possible; a later start removes the rest."""
     for path in paths:

@@ -22,17 +22,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Dialect, Executable, bindparam, insert, select, update
+from sqlalchemy import Dialect, Executable, bindparam, insert, literal_column, select, update
 from sqlalchemy.sql import ClauseElement
 
 from node.archive import schema
 from node.archive.database import Database
-from node.archive.files import SpoolFile, archive_error, remove, sync_folder
+from node.archive.files import SpoolFile, archive_error, dataset_offset, file_sha256, remove, sync_folder
 from node.archive.records import StudyState
 from node.archive.sameness import same_object
 from node.dicom.identity import Identity
 from node.errors import ArchiveError
 
+_ONE = literal_column("1")  # a number would become a parameter
 LOCK_PATIENCE_S = 10.0  # how long a commit waits for another process's transaction before the sender hears A700
 
 
@@ -250,8 +251,7 @@ class Ingest:
 
     def _quarantine(self, cursor: Any, arrival: _Arrival, now: float) -> None:
         """Name the file in the quarantine; the same wrong object once, however often it comes."""
-        digest = hashlib.sha256(arrival.identity.sop_instance_uid.encode()).hexdigest()
-        name = f"{digest[:32]}-{arrival.spooled.sha256[:32]}.dcm"
+        name = _quarantine_name(arrival.identity.sop_instance_uid, arrival.spooled.sha256)
         final = self._storage / "quarantine" / name
         if final.exists():
             return
@@ -308,6 +308,15 @@ def instance_path(identity: Identity, token: str) -> Path:
     return study_folder(identity.study_uid) / f"{name}-{token}.dcm"
 
 
+def quarantine_name(sop_instance_uid: str, path: Path) -> str:
+    """The name that the object in `path` has, or would have, in the quarantine."""
+    return _quarantine_name(sop_instance_uid, file_sha256(path, skip=dataset_offset(path)))
+
+
+def _quarantine_name(sop_instance_uid: str, sha256: str) -> str:
+    return f"{hashlib.sha256(sop_instance_uid.encode()).hexdigest()[:32]}-{sha256[:32]}.dcm"
+
+
 class _Statement:
     """A statement as text for the driver, with named parameters."""
 
@@ -345,7 +354,7 @@ class _Statements:
         self.count_study = _Statement(
             update(studies)
             .where(studies.c.id == bindparam("id"))
-            .values(instances=studies.c.instances + 1, last_received_at=bindparam("now")),
+            .values(instances=studies.c.instances + _ONE, last_received_at=bindparam("now")),
             dialect,
         )
         self.change_study = _Statement(
@@ -356,7 +365,7 @@ class _Statements:
         )
         self.add_series = _Statement(insert(series).values(_bind(series, skip=("id",))).returning(series.c.id), dialect)
         self.count_series = _Statement(
-            update(series).where(series.c.id == bindparam("id")).values(instances=series.c.instances + 1), dialect
+            update(series).where(series.c.id == bindparam("id")).values(instances=series.c.instances + _ONE), dialect
         )
         self.add_instance = _Statement(insert(instances).values(_bind(instances, skip=("id",))), dialect)
         self.add_event = _Statement(insert(schema.events).values(_bind(schema.events, skip=("id",))), dialect)

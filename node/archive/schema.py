@@ -131,6 +131,30 @@ deliveries = Table(
     Index("deliveries_by_state", "peer", "state", "not_before"),
 )
 
+commitments = Table(
+    "commitments",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("peer", Text, nullable=False),  # its name in the configuration
+    Column("transaction_uid", String(64), nullable=False),
+    Column("references", JSON, nullable=False),  # pairs of SOP class and instance UID
+    Column("reason", Text, nullable=False, default=""),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("not_before", Double, nullable=False, default=0.0),
+    Column("created_at", Double, nullable=False),
+    Column("told_at", Double),  # None: the peer is owed a report
+    UniqueConstraint("peer", "transaction_uid"),
+    Index("commitments_owed", "peer", "told_at", "not_before"),
+)
+
+# How far `node.archive.recover` has compared rows with files: one row.
+recovery = Table(
+    "recovery",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("checked_instance_id", BigInteger, nullable=False),
+)
+
 events = Table(
     "events",
     metadata,

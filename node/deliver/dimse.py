@@ -9,12 +9,18 @@ from pathlib import Path
 from types import TracebackType
 
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, _config
+from pynetdicom import AE, _config, build_role
 from pynetdicom.association import Association
-from pynetdicom.sop_class import Verification  # pyright: ignore[reportAttributeAccessIssue]
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+from pynetdicom.sop_class import (
+    StorageCommitmentPushModel,  # pyright: ignore[reportAttributeAccessIssue]
+    Verification,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
+from node.dicom.commitment import WELL_KNOWN_INSTANCE
 from node.errors import DeliveryError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -53,6 +59,22 @@ def echo(address: Address) -> float:
         said = "no answer" if code is None else f"status 0x{code:04X}"
         raise DeliveryError(f"{address} accepted the association but answered C-ECHO with {said}")
     return time.monotonic() - started
+
+
+def report_commitment(address: Address, report: Dataset, event_type_id: int) -> None:
+    """N-EVENT-REPORT of Storage Commitment, we being the SCP; `DeliveryError` when the peer did not take it."""
+    role = build_role(StorageCommitmentPushModel, scu_role=False, scp_role=True)
+    with _Connection(address, [(StorageCommitmentPushModel, _LITTLE_ENDIAN)], [role]) as association:
+        try:
+            status, _ = association.send_n_event_report(
+                report, event_type_id, StorageCommitmentPushModel, WELL_KNOWN_INSTANCE
+            )
+        except (RuntimeError, ValueError) as error:
+            raise DeliveryError(f"could not report to {address}: {error}") from error
+    code = status.get("Status")
+    if code != 0x0000:
+        said = "no answer" if code is None else f"status 0x{code:04X}"
+        raise DeliveryError(f"{address} answered the storage commitment report with {said}")
 
 
 class StoreSession:
@@ -127,8 +149,14 @@ def judge_status(code: int, comment: str, address: Address) -> str:
 class _Connection:
     """An association as a context manager, with an error that says how far it came."""
 
-    def __init__(self, address: Address, contexts: list[tuple[str, tuple[str, ...]]]):
+    def __init__(
+        self,
+        address: Address,
+        contexts: list[tuple[str, tuple[str, ...]]],
+        roles: Iterable[SCP_SCU_RoleSelectionNegotiation] = (),
+    ):
         self._address = address
+        self._roles = list(roles)
         self._ae = AE(ae_title=address.calling_ae_title)
         self._ae.connection_timeout = CONNECT_TIMEOUT_S
         self._ae.acse_timeout = CONNECT_TIMEOUT_S * 3
@@ -139,7 +167,9 @@ class _Connection:
 
     def __enter__(self) -> Association:
         address = self._address
-        association = self._ae.associate(address.host, address.port, ae_title=address.ae_title, max_pdu=PDU_LENGTH)
+        association = self._ae.associate(
+            address.host, address.port, ae_title=address.ae_title, max_pdu=PDU_LENGTH, ext_neg=list(self._roles)
+        )
         if association.is_established:
             self._association = association
             return association

@@ -11,7 +11,10 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from sqlalchemy.exc import SQLAlchemyError
 
+from node.archive.commitments import Commitments
 from node.archive.database import Database
+from node.archive.store import Archive
+from node.deliver.commitments import report_due
 from node.deliver.dimse import Address, StoreSession
 from node.deliver.outbox import Parcel, due_parcels, mark_delivered, mark_undelivered
 from node.errors import DeliveryError
@@ -21,12 +24,12 @@ _log = logging.getLogger(__name__)
 POLL_S = 0.25
 
 
-def deliver_until(stop: threading.Event, database: Database, storage: Path, peers: Mapping[str, Address]) -> None:
+def deliver_until(stop: threading.Event, archive: Archive, peers: Mapping[str, Address]) -> None:
     """Deliver what is owed to `peers` (name to address) until `stop` is set; an object that is on its way is
     finished.
     """
     threads = [
-        threading.Thread(target=_serve_peer, args=(stop, database, storage, name, address), name=f"deliver-{name}")
+        threading.Thread(target=_serve_peer, args=(stop, archive, name, address), name=f"deliver-{name}")
         for name, address in peers.items()
     ]
     for thread in threads:
@@ -64,10 +67,12 @@ def deliver_due(database: Database, storage: Path, name: str, address: Address, 
     return delivered
 
 
-def _serve_peer(stop: threading.Event, database: Database, storage: Path, name: str, address: Address) -> None:
+def _serve_peer(stop: threading.Event, archive: Archive, name: str, address: Address) -> None:
+    commitments = Commitments(archive)
     while not stop.is_set():
         try:
-            delivered = deliver_due(database, storage, name, address, stop)
+            delivered = deliver_due(archive.database, archive.storage, name, address, stop)
+            delivered += report_due(commitments, name, address)
         except SQLAlchemyError as error:  # the database may be away for a moment: what is owed stays owed
             _log.error("deliver to %s: database: %s", name, type(error).__name__)
             delivered = 0

@@ -70,9 +70,7 @@ class Admission:
     def decide(self, called: str, calling: str, address: str) -> Sender | Refusal:
         """The sender that calls, or why it is refused."""
         if self.check_called and called != self.called_ae_title:
-            return Refusal(
-                Reject.CALLED_AE_TITLE, f"called AE title {called!a} is not ours ({self.called_ae_title})"
-            )
+            return Refusal(Reject.CALLED_AE_TITLE, f"called AE title {called!a} is not ours ({self.called_ae_title})")
         named = [sender for sender in self.senders if sender.ae_title == calling]
         if not named:
             return Refusal(Reject.CALLING_AE_TITLE, f"calling AE title {calling!a} is not in receive.from")

@@ -122,6 +122,15 @@ class HeaderScan:
         """What the data set is, after all of it was fed."""
         if self._inflater is not None and not self._inflater.eof:
             raise InstanceRefused("the deflated data set ends early")
+        return self.early_identity()
+
+    @property
+    def knows_identity(self) -> bool:
+        """Whether what was fed reaches beyond the identity; `early_identity` says what it is, or what is wrong."""
+        return self._elements.done
+
+    def early_identity(self) -> Identity:
+        """What the data set is, as far as it was fed."""
         values = self._elements.values
         texts = {name: _decode(values.get(tag, b""), values.get(_CHARACTER_SET)) for tag, name in _FIELDS.items()}
         for tag, name in _FIELDS.items():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from node.config import FreeSpace
 from node.errors import ArchiveFull
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,23 +30,11 @@ class Limits:
     maximum_inflated_bytes: int = 1 << 30  # what a deflated data set may become for those who read it
 
 
-@dataclass(frozen=True)
-class FreeSpace:
-    """The watermark of the storage's filesystem: below either, senders hear A700."""
-
-    bytes: int = 256 << 20
-    percent: float = 0.0
-
-    def missing(self, folder: Path) -> bool:
-        """Whether less than that is free."""
-        state = os.statvfs(folder)
-        free = state.f_bavail * state.f_frsize
-        return free < self.bytes or free < state.f_blocks * state.f_frsize * self.percent / 100
-
-
 @dataclass
 class Watermark:
-    """`FreeSpace` of one folder, looked at not more often than every `interval_s`: a look costs a system call."""
+    """How much of the storage's filesystem stays free; looked at not more often than every `interval_s`, for a look
+    costs a system call.
+    """
 
     folder: Path
     free_space: FreeSpace
@@ -52,11 +44,19 @@ class Watermark:
     _missing: bool = False
 
     def check(self) -> None:
-        """Raise `ArchiveFull` while the filesystem is below its watermark."""
+        """Raise `ArchiveFull` while less is free than shall be."""
         now = time.monotonic()
         with self._lock:
             if now - self._looked_at >= self.interval_s:
                 self._looked_at = now
-                self._missing = self.free_space.missing(self.folder)
+                was_missing, self._missing = self._missing, self._is_missing()
+                if self._missing != was_missing:
+                    what = "is below keep.free_disk: nothing is accepted" if self._missing else "has space again"
+                    _log.log(logging.ERROR if self._missing else logging.INFO, "the storage's disk %s", what)
         if self._missing:
             raise ArchiveFull("the storage is below its watermark of free space")
+
+    def _is_missing(self) -> bool:
+        state = os.statvfs(self.folder)
+        size, free = state.f_blocks * state.f_frsize, state.f_bavail * state.f_frsize
+        return free < self.free_space.wanted_bytes(size)

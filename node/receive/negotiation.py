@@ -1,4 +1,6 @@
-"""Agreeing to an association: pynetdicom reads and writes the PDUs and negotiates each context; what we prefer is said here."""
+"""Agreeing to an association: pynetdicom reads and writes the PDUs and negotiates each context; what we prefer is said
+here.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from pydicom.uid import (
+    UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -39,6 +42,10 @@ _NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
 _STANDARD_ROOT = "1.2.840.10008."
 _STANDARD_STORAGE_ROOT = "1.2.840.10008.5.1.4.1.1."
 _MAXIMUM_CONTEXTS = 128
+
+
+class ForeignApplicationContext(Violation):
+    """The peer speaks of another application than DICOM (PS3.7 A.2.1)."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Agreement:
 def negotiate(
     request: bytes, *, sop_classes: Collection[str] | None, accept_unknown: bool, maximum_pdu_bytes: int
 ) -> Agreement:
-    """Answer an A-ASSOCIATE-RQ; `Violation` when it cannot be read."""
+    """Answer an A-ASSOCIATE-RQ; `Violation` when it cannot be read, `ForeignApplicationContext` when it is not ours."""
     try:
         pdu = A_ASSOCIATE_RQ()
         pdu.decode(request)
@@ -85,15 +92,15 @@ def negotiate(
         proposed = list(asked.presentation_context_definition_list)
         ids = [context.context_id for context in proposed]
         if asked.application_context_name != APPLICATION_CONTEXT:
-            raise Violation("an A-ASSOCIATE-RQ with a foreign application context")
+            raise ForeignApplicationContext("an A-ASSOCIATE-RQ with a foreign application context")
         if not 1 <= len(ids) <= _MAXIMUM_CONTEXTS or len(set(ids)) != len(ids):
             raise Violation(f"an A-ASSOCIATE-RQ with {len(ids)} presentation contexts, or an ID twice")
     except Violation:
         raise
     except Exception as error:  # pynetdicom raises whatever its parts raise over bytes that are no request
         raise Violation(f"an A-ASSOCIATE-RQ that cannot be read: {type(error).__name__}") from error
-    roles = {
-        item.sop_class_uid: (bool(item.scu_role), bool(item.scp_role))
+    roles: dict[UID, tuple[bool | None, bool | None]] = {
+        UID(item.sop_class_uid or ""): (bool(item.scu_role), bool(item.scp_role))
         for item in asked.user_information
         if isinstance(item, SCP_SCU_RoleSelectionNegotiation)
     }

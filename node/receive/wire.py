@@ -1,6 +1,6 @@
 """One connection as PDUs and fragments (PS3.8 9.3): bytes in, checked, without copying; nothing here knows DIMSE.
 
-Reads block, without a time-out of their own: `deadline` says until when the peer must have sent what is being waited for, and
+Reads block, without a time-out of their own: `deadline` says until when the peer must have sent what is waited for, and
 the receiver's clock cuts connections that are past it. So an idle association costs a sleeping thread and no CPU time.
 """
 

@@ -88,7 +88,7 @@ def test_a_dead_peer_delays_nobody_else(archive: Archive, files: list[Path], ort
         "dead": Address("DEAD", "127.0.0.1", free_port(), "RADNODE"),
         "pacs": Address(orthanc.ae_title, "127.0.0.1", orthanc.port, "RADNODE"),
     }
-    thread = threading.Thread(target=deliver_until, args=(stop, archive.database, archive.storage, peers))
+    thread = threading.Thread(target=deliver_until, args=(stop, archive, peers))
     thread.start()
     try:
         wait_until(lambda: outbox.count_deliveries(archive.database).get("delivered") == 3, 20, "the live peer has all")

@@ -1,0 +1,142 @@
+"""What a crash left behind, found at the next start: in time linear in what was on its way, not in what is kept.
+
+A file has a name in the spool from its first byte until its row is committed (`node.archive.ingest`). So the spool
+says all: a name whose process is dead is either a fragment, or a file with a second, final name that has its row (then
+only the name in the spool is superfluous) or has none (then it was never acknowledged, and goes). The other way round,
+rows newer than the last clean stop are compared with their files; a study that lacks one is quarantined and says so.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom import dcmread
+from sqlalchemy import func, insert, select, update
+
+from node.archive import schema
+from node.archive.database import record_event
+from node.archive.files import SPOOL_SUFFIX, remove
+from node.archive.ingest import instance_path, quarantine_name
+from node.archive.records import StudyState
+from node.archive.store import Archive
+from node.dicom.identity import IDENTITY_KEYWORDS, read_identity
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What `recover` found; false when nothing was to be done."""
+
+    fragments: int = 0  # files that were never complete, removed
+    unacknowledged: int = 0  # complete files without a row, removed: their sender never heard Success
+    kept: int = 0  # files with a row that lost their second name only
+    missing: int = 0  # rows whose file is missing or cut: an alarm
+
+    def __bool__(self) -> bool:
+        return bool(self.fragments or self.unacknowledged or self.kept or self.missing)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.fragments} fragments and {self.unacknowledged} files that were never acknowledged removed, "
+            f"{self.kept} kept, {self.missing} missing"
+        )
+
+
+def recover(archive: Archive) -> Recovered:
+    """Bring files and rows together again; `note_clean_stop` makes the next call cheap."""
+    counts: Counter[str] = Counter()
+    for path in sorted((archive.storage / "spool").glob(f"*{SPOOL_SUFFIX}")):
+        if (what := _settle(archive, path)) is not None:
+            counts[what] += 1
+    counts["missing"] = _report_missing(archive)
+    return Recovered(**counts)
+
+
+def note_clean_stop(archive: Archive) -> None:
+    """Everything up to now has been looked at or was stored in good order."""
+    with archive.database.write() as connection:
+        newest = connection.scalar(select(func.max(schema.instances.c.id))) or 0
+        done = connection.execute(update(schema.recovery).values(checked_instance_id=newest))
+        if done.rowcount == 0:
+            connection.execute(insert(schema.recovery).values(id=1, checked_instance_id=newest))
+
+
+def _settle(archive: Archive, path: Path) -> str | None:
+    """Decide about one name in the spool; None when its process lives or it went meanwhile."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        what = "fragments" if os.fstat(descriptor).st_nlink < 2 else _settle_named(archive, path)
+        remove([path])
+        return what
+    finally:
+        os.close(descriptor)
+
+
+def _settle_named(archive: Archive, path: Path) -> str:
+    """A file with a second name: whether a row stands behind it."""
+    dataset = dcmread(path, stop_before_pixels=True, specific_tags=list(IDENTITY_KEYWORDS))
+    identity = read_identity(dataset, dataset.file_meta.TransferSyntaxUID)
+    relative = instance_path(identity, path.name.removesuffix(SPOOL_SUFFIX))
+    columns = schema.instances.c
+    with archive.database.read() as connection:
+        row = connection.scalar(
+            select(columns.id).where(
+                columns.sop_instance_uid == identity.sop_instance_uid, columns.path == relative.as_posix()
+            )
+        )
+    if row is not None:
+        return "kept"
+    remove([archive.storage / relative])
+    quarantined = archive.storage / "quarantine" / quarantine_name(identity.sop_instance_uid, path)
+    if quarantined.exists() and not _is_told(archive, identity.study_uid, quarantined.name):
+        remove([quarantined])  # the sender was not told; it comes again
+    return "unacknowledged"
+
+
+def _is_told(archive: Archive, study_uid: str, name: str) -> bool:
+    columns = schema.events.c
+    query = select(columns.id).where(columns.study_uid == study_uid, columns.what.endswith(f"quarantine/{name}"))
+    with archive.database.read() as connection:
+        return connection.scalar(query.limit(1)) is not None
+
+
+def _report_missing(archive: Archive) -> int:
+    """Quarantine the studies whose newest rows lack their file, or have it in another size."""
+    columns = schema.instances.c
+    with archive.database.read() as connection:
+        checked = connection.scalar(select(schema.recovery.c.checked_instance_id)) or 0
+        query = (
+            select(
+                columns.sop_instance_uid, columns.path, columns.size, schema.studies.c.id, schema.studies.c.study_uid
+            )
+            .select_from(schema.instances.join(schema.series).join(schema.studies))
+            .where(columns.id > checked)
+        )
+        broken = [row for row in connection.execute(query) if not _is_whole(archive.storage / row.path, row.size)]
+    for row in broken:
+        reason = f"the file of instance {row.sop_instance_uid} is missing or cut: send the study again"
+        with archive.database.write() as connection:
+            connection.execute(
+                update(schema.studies)
+                .where(schema.studies.c.id == row.id)
+                .values(state=StudyState.QUARANTINED, reason=reason)
+            )
+            record_event(connection, "recover", row.study_uid, f"ALARM: {reason}")
+    return len(broken)
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
