@@ -50,6 +50,10 @@ class SpoolFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The same as the end of the context."""
         if not self._leave:
             with contextlib.suppress(OSError):  # recovery sweeps what cannot be removed now
                 os.unlink(self.path)

@@ -28,7 +28,7 @@ from node.receive.negotiation import (
     ForeignApplicationContext,
     negotiate,
 )
-from node.receive.storage import Answer, Storage
+from node.receive.storage import Answer, Storage, StorageSession
 from node.receive.wire import AbortReason, PeerGone, Violation, Wire
 
 _log = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class Association:
         self._services = services
         self._sender: Sender | None = None
         self._agreement = Agreement({}, 0, b"")
+        self._storage = StorageSession(services.storage)
 
     def serve(self, tls: ssl.SSLContext | None) -> None:
         """Serve until the peer releases, goes or is cut; never raises, and closes the connection."""
@@ -119,7 +120,8 @@ class Association:
             self.wire.send(self._agreement.acceptance)
             self.is_established = True
             self.wire.widen()
-            self._converse()
+            with self._storage:
+                self._converse()
 
     def _refuse(self, refusal: Refusal) -> None:
         _log.warning("audit: association refused for %s: %s", self.address, refusal.why)
@@ -161,11 +163,12 @@ class Association:
         if request.field == CommandField.C_STORE and request.has_data_set and not is_service:
             assert self._sender is not None
             fragments = self._data_set(context_id)
-            answer = self._services.storage.store(request, context, self._sender.ae_title, fragments)
+            answer = self._storage.store(request, context, self._sender.ae_title, fragments)
             self._tell_refused(answer)
             if delay_s := self._services.pace.delay_s(self._sender):
                 time.sleep(min(delay_s, self._services.limits.pdu_s / 2))
             self._answer(request, context_id, answer)
+            self._storage.tidy()
         elif request.field == CommandField.C_ECHO and context.abstract_syntax == VERIFICATION:
             self._answer(request, context_id, Answer(Status.SUCCESS))
         elif request.field == CommandField.N_ACTION and context.abstract_syntax == STORAGE_COMMITMENT:

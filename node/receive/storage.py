@@ -6,11 +6,12 @@ answered; only what would never end is cut (see `Limits.maximum_object_bytes`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
+from types import TracebackType
 
 from node.archive.files import SpoolFile
 from node.archive.ingest import Outcome
@@ -38,12 +39,38 @@ class Answer:
 
 
 class Storage:
-    """The storage service: what every association of a process stores through."""
+    """The storage service of a process: what its associations share."""
 
     def __init__(self, archive: Archive, limits: Limits, watermark: Watermark):
-        self._archive = archive
-        self._limits = limits
-        self._watermark = watermark
+        self.archive = archive
+        self.limits = limits
+        self.watermark = watermark
+
+
+class StorageSession:
+    """The storage service of one association; a context manager.
+
+    What need not come before an answer comes behind it, in `tidy`: while the sender reads its next image the last
+    file's name in the spool goes, and the next file is opened.
+    """
+
+    def __init__(self, storage: Storage):
+        self._archive = storage.archive
+        self._limits = storage.limits
+        self._watermark = storage.watermark
+        self._spare: SpoolFile | None = None
+        self._spent: SpoolFile | None = None
+
+    def __enter__(self) -> StorageSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for spooled in (self._spent, self._spare):
+            if spooled is not None:
+                spooled.close()
+        self._spent = self._spare = None
 
     def store(self, request: Command, context: AcceptedContext, sender: str, fragments: Iterator[memoryview]) -> Answer:
         """Keep one instance; `fragments` are the bytes of its data set, each valid until the next.
@@ -54,6 +81,14 @@ class Storage:
         for _ in fragments:  # what was refused half-way comes to its end before the answer
             pass
         return answer
+
+    def tidy(self) -> None:
+        """Clean up behind the last answer and prepare for the next image."""
+        if self._spent is not None:
+            self._spent.close()
+            self._spent = None
+            with contextlib.suppress(ArchiveError):  # the next image asks again, and hears why
+                self._spare = self._archive.spool_file()
 
     def _store(
         self, request: Command, context: AcceptedContext, sender: str, fragments: Iterator[memoryview]
@@ -66,17 +101,17 @@ class Storage:
             return Answer(Status.CANNOT_UNDERSTAND, "Affected SOP Instance UID is not a UID")
         try:
             self._watermark.check()
-            with ExitStack() as stack:
-                spooled = stack.enter_context(self._archive.spool_file())
-                spooled.write(file_header(sop_class, sop_instance, context.transfer_syntax, sender), hashed=False)
-                scan = HeaderScan(context.transfer_syntax, maximum_inflated_bytes=self._limits.maximum_inflated_bytes)
-                self._take(fragments, spooled, scan)
-                identity = scan.identity()
-                if identity.sop_class_uid != sop_class:
-                    return Answer(Status.DATA_SET_MISMATCH, "data set is of another SOP class than announced")
-                if identity.sop_instance_uid != sop_instance:
-                    return Answer(Status.DATA_SET_MISMATCH, "data set has another SOP Instance UID than announced")
-                outcome = self._archive.keep_instance(spooled, identity, sender)
+            spooled = self._spent = self._spare or self._archive.spool_file()
+            self._spare = None
+            spooled.write(file_header(sop_class, sop_instance, context.transfer_syntax, sender), hashed=False)
+            scan = HeaderScan(context.transfer_syntax, maximum_inflated_bytes=self._limits.maximum_inflated_bytes)
+            self._take(fragments, spooled, scan)
+            identity = scan.identity()
+            if identity.sop_class_uid != sop_class:
+                return Answer(Status.DATA_SET_MISMATCH, "data set is of another SOP class than announced")
+            if identity.sop_instance_uid != sop_instance:
+                return Answer(Status.DATA_SET_MISMATCH, "data set has another SOP Instance UID than announced")
+            outcome = self._archive.keep_instance(spooled, identity, sender)
         except InstanceRefused as error:
             return Answer(Status.CANNOT_UNDERSTAND, str(error))
         except ArchiveFull as error:
