@@ -15,7 +15,10 @@ ECHO_CONTEXT, CT_CONTEXT = 1, 3
 
 
 def association_request(
-    calling: str = "STORESCU", called: str = "RADNODE", syntaxes: tuple[str, ...] = (CTImageStorage,)
+    calling: str = "STORESCU",
+    called: str = "RADNODE",
+    syntaxes: tuple[str, ...] = (CTImageStorage,),
+    transfer_syntaxes: tuple[str, ...] = (ExplicitVRLittleEndian, ImplicitVRLittleEndian),
 ) -> bytes:
     """An A-ASSOCIATE-RQ: Verification as context 1, then `syntaxes` from 3 on."""
     request = A_ASSOCIATE()
@@ -23,7 +26,7 @@ def association_request(
     request.calling_ae_title, request.called_ae_title = calling, called
     contexts = []
     for number, syntax in enumerate((VERIFICATION, *syntaxes)):
-        context = build_context(syntax, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+        context = build_context(syntax, list(transfer_syntaxes if number else (ExplicitVRLittleEndian,)))
         context.context_id = 2 * number + 1
         contexts.append(context)
     request.presentation_context_definition_list = contexts
