@@ -19,6 +19,7 @@ MAXIMUM_REQUEST_BYTES = 1 << 18  # A-ASSOCIATE-RQ: 128 contexts with every trans
 _MAXIMUM_SMALL_BYTES = 1024  # every other PDU that is no P-DATA has 4 bytes
 _BUFFER_BYTES = 1 << 18
 _MESSAGE_GRACE_S = 120.0
+_MAXIMUM_LAST_BYTES = 4 << 20  # what is read behind our last PDU
 
 _HEADER = struct.Struct(">BxL")
 _PDV = struct.Struct(">LBB")
@@ -249,12 +250,12 @@ class Wire:
         self.send(_HEADER.pack(PduType.ABORT, 4) + bytes((0, 0, 2, reason)))
 
     def close(self) -> None:
-        """End politely: a reset would take our last PDU with it, so what still comes is read, for a second at most."""
+        """End politely: a reset would take our last PDU with it, so what still comes is read, within bounds."""
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self.connection, socket.SHUT_WR)
             self.connection.settimeout(1.0)
-            until = time.monotonic() + 1.0
-            while time.monotonic() < until and socket.socket.recv(self.connection, 65536):
-                pass
+            until, left = time.monotonic() + 1.0, _MAXIMUM_LAST_BYTES
+            while time.monotonic() < until and left > 0 and (last := socket.socket.recv(self.connection, 65536)):
+                left -= len(last)
         with contextlib.suppress(OSError):
             self.connection.close()

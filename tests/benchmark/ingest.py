@@ -1,4 +1,4 @@
-"""Receiving, side by side with its peers in one run: `python -m tests.benchmark.ingest [--cases ...] [--out FILE.json]`.
+"""Receiving, side by side with its peers in one run: `python -m tests.benchmark.ingest [--cases ...] [--out FILE]`.
 
 The images are 512x512 CT of 525 kB that this program makes; DCMTK's `storescu` sends them over loopback. The disk's own
 bound is the same bytes with the same syncs (file, folder, database row) and no network. Every figure is the median of

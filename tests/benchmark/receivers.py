@@ -1,4 +1,4 @@
-"""The receivers that are measured side by side, each a process of its own; ours runs as `radnode serve --role receive`."""
+"""The receivers that are measured side by side, each a process of its own; ours is `radnode serve --role receive`."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _echoes(port: int, called: str) -> bool:
 
 
 def send(receiver: Receiver, folders: list[Path]) -> float:
-    """One `storescu` per folder, all at once; seconds until the last has ended. What is not acknowledged is an error."""
+    """One `storescu` per folder, all at once; seconds until the last has ended. What is not acknowledged fails."""
     command = ["storescu", "-aec", receiver.called_ae_title, "--max-pdu", "131072", "-xe", "+sd", "127.0.0.1"]
     environment = os.environ | {"TCP_NODELAY": "1"}
     begin = time.perf_counter()
