@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -29,19 +30,24 @@ class Receiver:
 
 
 @contextlib.contextmanager
-def radnode(folder: Path, *, durability: str = "full", receive: str = "") -> Iterator[Receiver]:
+def radnode(
+    folder: Path, *, durability: str = "full", receive: str = "", free_disk: str = "100MB"
+) -> Iterator[Receiver]:
     """Our receiving process alone."""
-    port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.yaml"
+    senders = ", ".join(["sender", *re.findall(r"(\w+): \{ae_title", peers)])
+    # A folder that was served before keeps its port.
+    known = re.search(r"port: (\d+)", config.read_text()) if config.exists() else None
+    port = int(known[1]) if known else free_port()
     config.write_text(
         f"""\
 node:    {{ae_title: RADNODE, host: 127.0.0.1, port: {port}, storage: ./var}}
-peers:   {{sender: {{ae_title: STORESCU, host: 127.0.0.1}}}}
-receive: {{from: [sender], durability: {durability}, maximum_associations: 300, maximum_per_address: 300{receive}}}
+peers:   {{sender: {{ae_title: STORESCU, host: 127.0.0.1}}{peers}}}
+receive: {{from: [{senders}], durability: {durability}, maximum_associations: 300, maximum_per_address: 300{receive}}}
 models:  {{path: {CHECKOUT / "models"}}}
 routes:  []
-keep:    {{studies: 7d, free_disk: 100MB}}
+keep:    {{studies: 7d, free_disk: {free_disk}}}
 """
     )
     command = [sys.executable, "-m", "node.cli", "serve", "--role", "receive", "--config", str(config)]
