@@ -23,10 +23,17 @@ class RunningNode:
     """A folder with a configuration, and the processes that serve it."""
 
     def __init__(
-        self, folder: Path, pacs_port: int, *, quiet: str = "1s", routes: str | None = None, models: Path = MODELS
+        self,
+        folder: Path,
+        pacs_port: int,
+        *,
+        quiet: str = "1s",
+        routes: str | None = None,
+        models: Path = MODELS,
+        port: int | None = None,
     ):
         self.folder = folder
-        self.port = free_port()
+        self.port = port or free_port()
         self.config = folder / "config.yaml"
         self.log = folder / "node.log"
         routes = routes or (

@@ -87,7 +87,10 @@ class Association:
 
     def _secure(self, tls: ssl.SSLContext) -> None:
         try:
-            self.wire.connection = tls.wrap_socket(self.wire.connection, server_side=True)
+            # Wrapping takes the descriptor from the plain socket: who cuts a slow handshake needs the new one.
+            secured = tls.wrap_socket(self.wire.connection, server_side=True, do_handshake_on_connect=False)
+            self.wire.connection = secured
+            secured.do_handshake()
         except (OSError, ValueError) as error:  # ValueError: cut while the handshake began
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
             _log.warning("audit: TLS refused for %s: %s", self.address, self.wire.cut_because or reason)

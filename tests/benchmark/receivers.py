@@ -31,7 +31,7 @@ class Receiver:
 
 @contextlib.contextmanager
 def radnode(
-    folder: Path, *, durability: str = "full", receive: str = "", free_disk: str = "100MB"
+    folder: Path, *, durability: str = "full", receive: str = "", free_disk: str = "100MB", peers: str = ""
 ) -> Iterator[Receiver]:
     """Our receiving process alone."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,97 @@
+"""What a start finds after a crash; the crashes themselves are in tests/receive/test_faults.py."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from node.archive.ingest import instance_path, quarantine_name
+from node.archive.records import StudyState
+from node.archive.recover import Recovered, note_clean_stop, recover
+from node.archive.store import Archive
+from node.dicom.identity import Identity
+from node.receive.importer import import_path
+from node.receive.storage import file_header
+from tests.benchmark.ingest import make_images
+from tests.receive.sending import ct, encode
+
+
+def left_behind(archive: Archive, *, named: bool) -> tuple[Path, Identity]:
+    """A complete file in the spool as a dead process leaves it, with or without its final name."""
+    image = ct()
+    identity = Identity(
+        image.SOPClassUID, image.SOPInstanceUID, image.StudyInstanceUID, image.SeriesInstanceUID, "1.2.840.10008.1.2.1"
+    )
+    with archive.spool_file() as spooled:
+        spooled.write(file_header(image.SOPClassUID, image.SOPInstanceUID, "1.2.840.10008.1.2.1", "CT1"), hashed=False)
+        spooled.write(encode(image))
+        if named:
+            spooled.link(archive.storage / instance_path(identity, spooled.token))
+        spooled.leave()
+    return spooled.path, identity
+
+
+def test_nothing_to_do(archive: Archive) -> None:
+    assert not recover(archive)
+
+
+def test_fragments_and_unacknowledged_files_go(archive: Archive) -> None:
+    fragment, _ = left_behind(archive, named=False)
+    named, identity = left_behind(archive, named=True)
+    final = archive.storage / instance_path(identity, named.stem)
+    assert final.exists()
+    assert recover(archive) == Recovered(fragments=1, unacknowledged=1)
+    assert not any(path.exists() for path in (fragment, named, final))
+
+
+def test_a_file_with_its_row_stays(archive: Archive, tmp_path: Path) -> None:
+    make_images(tmp_path / "images", 1, rows=16)
+    list(import_path(tmp_path / "images", archive))
+    (instance,) = archive.instances(1)
+    final = archive.storage / instance.path
+    token = final.stem.split("-")[1]
+    (archive.storage / "spool" / f"{token}.part").hardlink_to(final)
+    assert recover(archive) == Recovered(kept=1)
+    assert final.exists()
+    assert list((archive.storage / "spool").iterdir()) == []
+
+
+def test_a_living_process_keeps_its_files(archive: Archive) -> None:
+    with archive.spool_file() as spooled:
+        spooled.write(b"on its way")
+        assert not recover(archive)
+        assert spooled.path.exists()
+
+
+def test_a_conflict_that_was_not_told_goes(archive: Archive) -> None:
+    spooled, identity = left_behind(archive, named=True)
+    name = quarantine_name(identity.sop_instance_uid, spooled)
+    (archive.storage / "quarantine" / name).hardlink_to(spooled)
+    assert recover(archive) == Recovered(unacknowledged=1)
+    assert list((archive.storage / "quarantine").iterdir()) == []
+
+
+def test_rows_without_a_file_raise_an_alarm(archive: Archive, tmp_path: Path) -> None:
+    make_images(tmp_path / "images", 3, rows=16)
+    list(import_path(tmp_path / "images", archive))
+    missing, cut, _ = archive.instances(1)
+    (archive.storage / missing.path).unlink()
+    (archive.storage / cut.path).write_bytes(b"cut")
+    assert recover(archive) == Recovered(missing=2)
+    (study,) = archive.studies()
+    assert study.state == StudyState.QUARANTINED
+    assert "send the study again" in study.reason
+    alarms = [event.what for event in archive.events(study.study_uid) if event.what.startswith("ALARM")]
+    assert len(alarms) == 2
+    assert any(missing.sop_instance_uid in alarm for alarm in alarms)
+
+
+def test_a_clean_stop_makes_the_next_start_short(archive: Archive, tmp_path: Path) -> None:
+    make_images(tmp_path / "images", 3, rows=16)
+    list(import_path(tmp_path / "images", archive))
+    note_clean_stop(archive)
+    first = archive.instances(1)[0]
+    (archive.storage / first.path).unlink()
+    began = time.perf_counter()
+    assert not recover(archive), "what was looked at before is not looked at again"
+    assert time.perf_counter() - began < 1
