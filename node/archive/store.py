@@ -15,7 +15,7 @@ from sqlalchemy import Connection, delete, func, select, update
 
 from node.archive import schema
 from node.archive.database import Database, record_event
-from node.archive.files import SpoolFile, make_folder
+from node.archive.files import Digester, SpoolFile, make_folder
 from node.archive.ingest import Ingest, Outcome, study_folder
 from node.archive.records import DeliveryState, Instance, JobState, Series, Study, StudyState
 from node.dicom.identity import Identity
@@ -50,9 +50,9 @@ class Archive:
         self.ingest.close()
         self.database.close()
 
-    def spool_file(self) -> SpoolFile:
+    def spool_file(self, digester: Digester | None = None) -> SpoolFile:
         """A new file in the spool; a context manager."""
-        return SpoolFile(self.storage / "spool", durable=self.durable)
+        return SpoolFile(self.storage / "spool", durable=self.durable, digester=digester)
 
     # -- instances ---------------------------------------------------------------------------------------------------
 

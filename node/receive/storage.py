@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
-from node.archive.files import SpoolFile
+from node.archive.files import Digester, SpoolFile
 from node.archive.ingest import Outcome
 from node.archive.store import Archive
 from node.dicom.identity import is_uid
@@ -58,6 +58,7 @@ class StorageSession:
         self._archive = storage.archive
         self._limits = storage.limits
         self._watermark = storage.watermark
+        self._digester: Digester | None = None
         self._spare: SpoolFile | None = None
         self._spent: SpoolFile | None = None
 
@@ -71,6 +72,8 @@ class StorageSession:
             if spooled is not None:
                 spooled.close()
         self._spent = self._spare = None
+        if self._digester is not None:
+            self._digester.close()
 
     def store(self, request: Command, context: AcceptedContext, sender: str, fragments: Iterator[memoryview]) -> Answer:
         """Keep one instance; `fragments` are the bytes of its data set, each valid until the next.
@@ -88,7 +91,7 @@ class StorageSession:
             self._spent.close()
             self._spent = None
             with contextlib.suppress(ArchiveError):  # the next image asks again, and hears why
-                self._spare = self._archive.spool_file()
+                self._spare = self._archive.spool_file(self._digester)
 
     def _store(
         self, request: Command, context: AcceptedContext, sender: str, fragments: Iterator[memoryview]
@@ -101,7 +104,8 @@ class StorageSession:
             return Answer(Status.CANNOT_UNDERSTAND, "Affected SOP Instance UID is not a UID")
         try:
             self._watermark.check()
-            spooled = self._spent = self._spare or self._archive.spool_file()
+            self._digester = self._digester or Digester()
+            spooled = self._spent = self._spare or self._archive.spool_file(self._digester)
             self._spare = None
             spooled.write(file_header(sop_class, sop_instance, context.transfer_syntax, sender), hashed=False)
             scan = HeaderScan(context.transfer_syntax, maximum_inflated_bytes=self._limits.maximum_inflated_bytes)
