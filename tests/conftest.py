@@ -33,9 +33,9 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
 
 
 @pytest.fixture(scope="session")
-def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql_url() -> Iterator[str]:
     """A PostgreSQL server of this run."""
-    with running_postgresql(tmp_path_factory.mktemp("postgresql") / "server") as url:
+    with running_postgresql() as url:
         yield url
 
 

@@ -6,6 +6,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,18 +23,21 @@ def find_program(name: str) -> str:
 
 
 @contextmanager
-def running_postgresql(folder: Path) -> Iterator[str]:
-    """Start a server; the SQLAlchemy URL of its database `postgres`. As root it takes another user."""
+def running_postgresql() -> Iterator[str]:
+    """Start a server; the SQLAlchemy URL of its database `postgres`. As root it takes another user, who could not enter
+    pytest's own temporary folders.
+    """
+    with tempfile.TemporaryDirectory(prefix="radnode-postgresql-") as name:
+        yield from _serve(Path(name))
+
+
+def _serve(folder: Path) -> Iterator[str]:
     port = free_port()
     data = folder / "data"
-    folder.mkdir(parents=True, exist_ok=True)
     as_user: dict[str, int] = {}
     if os.geteuid() == 0:
         user = pwd.getpwnam("postgres" if "postgres" in {entry.pw_name for entry in pwd.getpwall()} else "nobody")
         os.chown(folder, user.pw_uid, user.pw_gid)
-        for parent in folder.parents:  # pytest's folders are for their owner alone
-            if parent.stat().st_uid == 0 and parent.stat().st_mode & 0o001 == 0:
-                parent.chmod(parent.stat().st_mode | 0o011)
         as_user = {"user": user.pw_uid, "group": user.pw_gid}
 
     def run(*command: str) -> None:

@@ -101,6 +101,60 @@ def test_smallest_configuration(write: Write) -> None:
     assert config.keep.studies_s == 604800.0
 
 
+def test_a_receivers_limits(write: Write) -> None:
+    config = load_config(
+        write(
+            """\
+node: {storage: /srv/radnode}
+models: {path: a}
+peers:
+  ct:
+    ae_title: CT
+    host: 10.1.2.9/24
+    maximum_associations: 4
+    maximum_rate: 2.5
+    sop_classes: [1.2.840.10008.5.1.4.1.1.2]
+receive:
+  from: [ct]
+  maximum_per_address: 9
+  unknown_sop_classes: true
+  maximum_object: 500MB
+  idle: 10m
+  durability: relaxed
+  tls: {certificate: node.pem, key: node.key, client_authority: /etc/ssl/hospital.pem}
+  watch: incoming
+"""
+        )
+    )
+    peer, receive, folder = config.peers["ct"], config.receive, config.path.parent
+    assert (peer.host, peer.maximum_associations, peer.maximum_rate) == ("10.1.2.0/24", 4, 2.5)
+    assert peer.sop_classes == ("1.2.840.10008.5.1.4.1.1.2",)
+    assert (receive.maximum_per_address, receive.maximum_object_bytes, receive.idle_s) == (9, 500_000_000, 600.0)
+    assert (receive.unknown_sop_classes, receive.durability, receive.watch) == (True, "relaxed", folder / "incoming")
+    assert receive.tls is not None
+    assert (receive.tls.port, receive.tls.certificate) == (2762, folder / "node.pem")
+    assert receive.tls.client_authority == Path("/etc/ssl/hospital.pem")
+
+
+def test_a_receivers_mistakes(write: Write) -> None:
+    wrong = """\
+node: {storage: /srv/radnode}
+models: {path: a}
+peers:
+  net: {ae_title: CT, host: 10.1.2.0/24, port: 104}
+  odd: {ae_title: MR, host: 10.1.2.0/99, maximum_rate: 0, sop_classes: [CT]}
+receive: {maximum_object: huge, durability: fast, tls: {port: 2762}}
+"""
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(wrong))
+    told = {problem.field: problem for problem in caught.value.problems}
+    assert "expected one host" in str(told["peers.net.host"])
+    assert "10.1.2.0/24" in str(told["peers.odd.host"])
+    for field in ("peers.odd.maximum_rate", "peers.odd.sop_classes[0]", "receive.maximum_object", "receive.durability",
+                  "receive.tls.certificate", "receive.tls.key", "receive.tls.client_authority"):  # fmt: skip
+        assert field in told, sorted(told)
+
+
 @pytest.mark.parametrize(
     ("written", "seconds"), [("30s", 30), ("1.5m", 90), ("10 m", 600), ("2h", 7200), ("7d", 604800), ("'1s'", 1)]
 )
