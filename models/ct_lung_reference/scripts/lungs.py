@@ -19,9 +19,13 @@ RIGHT, LEFT = 1, 2
 COARSE_MM = 2.0
 LUNG_BELOW_HU = -400.0  # half way between lung and soft tissue
 OUTSIDE_AIR_BELOW_HU = -920.0  # median of what touches the image's border: air around the patient, not lung
-GAS_BELOW_HU = -940.0  # median of gas in stomach, bowel and paranasal sinuses
+GAS_BELOW_HU = -940.0  # median of gas in stomach, bowel and paranasal sinuses, away from their walls
+GAS_CORE_MM = 5.0  # from the wall: what partial volume lightens
 LUNG_PIECE_ML = 40.0  # smaller pieces of inside air are no lung
 LUNG_ML = 150.0  # of the largest piece; below that the image shows no lung
+BONE_ABOVE_HU = 200.0
+SPINE_WIDTH_MM = 40.0
+TRACHEA_OFF_MM = 40.0  # sideways from the spine
 TRACHEA_AREA_MM2 = (40.0, 700.0)
 AIRWAY_ML = (3.0, 130.0)  # trachea and main bronchi; more means that the growth leaked into the lung
 AIRWAY_HU = (-980, -960, -940, -920, -900, -880)
@@ -61,12 +65,13 @@ def _segment_coarse(hu: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """The lungs on the coarse grid, vessels filled; all zero where there are none."""
     voxel_ml = float(np.prod(spacing)) / 1000
     inside = _inside_air(hu)
-    airway = _airway(hu, inside, spacing, voxel_ml)
+    middle = _middle(hu, inside, spacing, voxel_ml)
+    airway = _airway(hu, inside, middle, spacing, voxel_ml)
     lungs = inside & ~ndimage.binary_dilation(airway, _ball(AIRWAY_WALL_MM, spacing)) if airway.any() else inside
-    lungs = _lung_pieces(lungs, hu, voxel_ml)
+    lungs = _lung_pieces(lungs, hu, spacing, voxel_ml)
     if not lungs.any():
         return np.zeros(hu.shape, np.uint8)
-    labels = _sides(lungs, spacing)
+    labels = _sides(lungs, middle, spacing)
     body = ndimage.binary_fill_holes(hu > -300)
     filled = np.zeros_like(labels)
     for side in (RIGHT, LEFT):
@@ -90,9 +95,30 @@ def _inside_air(hu: np.ndarray) -> np.ndarray:
     return air & ~edge[pieces]
 
 
-def _airway(hu: np.ndarray, inside: np.ndarray, spacing: np.ndarray, voxel_ml: float) -> np.ndarray:
+def _middle(hu: np.ndarray, inside: np.ndarray, spacing: np.ndarray, voxel_ml: float) -> float:
+    """The spine's place along the first axis: an image may be cropped, and then its middle is not the patient's.
+
+    Where the bone about the inside air is densest; the middle of the image where there is no bone.
+    """
+    pieces, _ = ndimage.label(inside)
+    large = np.bincount(pieces.ravel()) * voxel_ml >= LUNG_PIECE_ML
+    large[0] = False
+    around = np.argwhere(large[pieces])
+    if not around.size:
+        return (hu.shape[0] - 1) / 2
+    reach = np.ceil(SPINE_WIDTH_MM / spacing).astype(int)
+    low, high = np.maximum(around.min(axis=0) - reach, 0), around.max(axis=0) + reach + 1  # arms stand further off
+    low[2], high[2] = around[:, 2].min(), around[:, 2].max() + 1
+    profile = (hu[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] > BONE_ABOVE_HU).sum(axis=(1, 2))
+    if not profile.any():
+        return (hu.shape[0] - 1) / 2
+    smooth = ndimage.gaussian_filter1d(profile.astype(float), SPINE_WIDTH_MM / 4 / spacing[0], mode="constant")
+    return float(low[0] + np.argmax(smooth))
+
+
+def _airway(hu: np.ndarray, inside: np.ndarray, middle: float, spacing: np.ndarray, voxel_ml: float) -> np.ndarray:
     """Trachea and main bronchi: grown from the trachea below the highest threshold at which nothing leaks."""
-    seed = _trachea_seed(hu, inside, spacing)
+    seed = _trachea_seed(hu, inside, middle, spacing)
     grown = np.zeros(hu.shape, bool)
     if seed is None:
         return grown
@@ -114,13 +140,10 @@ def _airway(hu: np.ndarray, inside: np.ndarray, spacing: np.ndarray, voxel_ml: f
     return ndimage.binary_closing(grown, _ball(2.0, spacing)) & inside
 
 
-def _trachea_seed(hu: np.ndarray, inside: np.ndarray, spacing: np.ndarray) -> tuple[int, int, int] | None:
-    """A voxel in the trachea: a small round dark region near the midline that runs on for 2 cm, the highest one."""
-    body_columns = np.flatnonzero((hu > -300).any(axis=(1, 2)))
-    if body_columns.size == 0:
-        return None
-    middle = (body_columns[0] + body_columns[-1]) / 2
-    half_width = (body_columns[-1] - body_columns[0]) / 2
+def _trachea_seed(
+    hu: np.ndarray, inside: np.ndarray, middle: float, spacing: np.ndarray
+) -> tuple[int, int, int] | None:
+    """A voxel in the trachea: a small round dark region before the spine that runs on for 2 cm, the highest one."""
     area_mm2 = float(spacing[0] * spacing[1])
     dark = inside & (hu < -850)
     run: list[tuple[int, int, int]] = []
@@ -136,7 +159,7 @@ def _trachea_seed(hu: np.ndarray, inside: np.ndarray, spacing: np.ndarray) -> tu
             if area < 0.45 * width * depth:  # not compact
                 continue
             x, y = (s.start + c for s, c in zip(slices, ndimage.center_of_mass(where), strict=True))
-            if abs(x - middle) > 0.25 * half_width:
+            if abs(x - middle) * spacing[0] > TRACHEA_OFF_MM:
                 continue
             if run and np.hypot((x - run[-1][0]) * spacing[0], (y - run[-1][1]) * spacing[1]) > 12:
                 continue
@@ -150,7 +173,7 @@ def _trachea_seed(hu: np.ndarray, inside: np.ndarray, spacing: np.ndarray) -> tu
     return None
 
 
-def _lung_pieces(air: np.ndarray, hu: np.ndarray, voxel_ml: float) -> np.ndarray:
+def _lung_pieces(air: np.ndarray, hu: np.ndarray, spacing: np.ndarray, voxel_ml: float) -> np.ndarray:
     """The pieces of inside air that are lung: large enough, and not as dark throughout as gas."""
     pieces, count = ndimage.label(air)
     if count == 0:
@@ -158,8 +181,11 @@ def _lung_pieces(air: np.ndarray, hu: np.ndarray, voxel_ml: float) -> np.ndarray
     volumes_ml = np.bincount(pieces.ravel(), minlength=count + 1) * voxel_ml
     volumes_ml[0] = 0
     keep = np.zeros(count + 1, bool)
+    core = ndimage.distance_transform_edt(air, sampling=spacing) > GAS_CORE_MM
     for piece in np.flatnonzero(volumes_ml >= LUNG_PIECE_ML):
-        median = float(np.median(hu[pieces == piece]))
+        where = pieces == piece
+        inner = where & core
+        median = float(np.median(hu[inner if inner.any() else where]))
         gas = median < (GAS_BELOW_HU if volumes_ml[piece] < 800 else -985)
         keep[piece] = not gas
     if not keep.any() or volumes_ml[keep].max() < LUNG_ML:
@@ -167,12 +193,11 @@ def _lung_pieces(air: np.ndarray, hu: np.ndarray, voxel_ml: float) -> np.ndarray
     return keep[pieces]
 
 
-def _sides(lungs: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+def _sides(lungs: np.ndarray, middle: float, spacing: np.ndarray) -> np.ndarray:
     """Right and left: by connectivity where the lungs are apart, by a cut at the narrowest contact elsewhere."""
     cores = _two_cores(lungs, spacing)
     labels = np.zeros(lungs.shape, np.uint8)
-    middle = _middle(lungs)
-    if cores is None:  # one lung, or none that can be told apart: by the side that it lies on
+    if cores is None:  # one lung, or none that can be told apart: by its side of the spine
         pieces, count = ndimage.label(lungs)
         for piece in range(1, count + 1):
             where = pieces == piece
@@ -212,10 +237,6 @@ def _two_cores(lungs: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.n
         if apart > 60:  # beside each other, not one above the other
             return one, two
     return None
-
-
-def _middle(lungs: np.ndarray) -> float:
-    return (lungs.shape[0] - 1) / 2
 
 
 def _close(lung: np.ndarray, spacing: np.ndarray) -> np.ndarray:
