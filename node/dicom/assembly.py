@@ -14,7 +14,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from node.dicom.volume import Affine, Grid, SliceRef
+from node.dicom.volume import Grid, SliceRef
 
 ORIENTATION_TOLERANCE = 1e-3  # of a direction cosine
 SPACING_TOLERANCE = 0.02  # relative to the median spacing, or
@@ -109,9 +109,8 @@ def _tell_apart(images: list[tuple[Path, Dataset]]) -> list[tuple[str, list[tupl
     groups: list[tuple[Dataset, list[tuple[Path, Dataset]]]] = []
     for path, header in images:
         for first, group in groups:
-            if _frame(first) == _frame(header) and np.allclose(
-                _orientation(first), _orientation(header), atol=ORIENTATION_TOLERANCE
-            ):
+            alike = np.allclose(_orientation(first), _orientation(header), atol=ORIENTATION_TOLERANCE)
+            if alike and _frame(first) == _frame(header):
                 group.append((path, header))
                 break
         else:
@@ -162,7 +161,7 @@ def _assemble(series_uid: str, name: str, images: list[tuple[Path, Dataset]]) ->
     if len(spacings) > 1:
         return refuse(f"slices differ in PixelSpacing: {sorted(spacings)[:3]}")
     row_spacing_mm, column_spacing_mm = spacings.pop()
-    affine: Affine = np.eye(4)
+    affine = np.eye(4)
     affine[:3, 0] = row * column_spacing_mm
     affine[:3, 1] = column * row_spacing_mm
     affine[:3, 2] = (positions[-1] - positions[0]) / (len(images) - 1)

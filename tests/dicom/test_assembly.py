@@ -230,7 +230,8 @@ BROKEN = [
     ("pixel spacing that changes", set_in_one(PixelSpacing=["1", "1.1"]),
      "slices differ in PixelSpacing: [(1.0, 1.0), (1.0, 1.1)]"),
     ("colour", set_everywhere(SamplesPerPixel=3), "it is a colour image"),
-    ("several frames", set_everywhere(NumberOfFrames="2"), "multi-frame images (CT Image Storage) are not supported yet"),
+    ("several frames", set_everywhere(NumberOfFrames="2"),
+     "multi-frame images (CT Image Storage) are not supported yet"),
     ("no position", clear("ImagePositionPatient"), NO_POSITION),
     ("an empty position", set_everywhere(ImagePositionPatient=None), NO_POSITION),
     ("a position of two numbers", set_everywhere(ImagePositionPatient=["1", "2"]), NO_POSITION),
@@ -300,7 +301,7 @@ def test_scout_in_a_series_leaves_the_volume(tmp_path: Path) -> None:
 
 def test_slices_of_two_frames_of_reference_are_two_volumes(tmp_path: Path) -> None:
     """The same coordinates in another frame of reference are another place (PS3.3 C.7.4.1)."""
-    series = {"SeriesInstanceUID": "1.2.3.4", "StudyInstanceUID": "1.2.3"}
+    series: dict[str, Any] = {"SeriesInstanceUID": "1.2.3.4", "StudyInstanceUID": "1.2.3"}
     write_series(tmp_path / "a", np.zeros((3, 8, 8), np.int16), FrameOfReferenceUID="1.2.8", **series)
     write_series(
         tmp_path / "b", np.zeros((3, 8, 8), np.int16), FrameOfReferenceUID="1.2.9", origin_mm=(-10, -20, 36), **series

@@ -146,9 +146,9 @@ def _trachea_seed(
     """A voxel in the trachea: a small round dark region before the spine that runs on for 2 cm, the highest one."""
     area_mm2 = float(spacing[0] * spacing[1])
     dark = inside & (hu < -850)
-    run: list[tuple[int, int, int]] = []
+    runs: list[list[tuple[int, int, int]]] = []  # that reach the slice above
     for z in range(hu.shape[2] - 1, -1, -1):
-        found = None
+        found: list[list[tuple[int, int, int]]] = []
         pieces, _ = ndimage.label(dark[:, :, z])
         for piece, slices in enumerate(ndimage.find_objects(pieces), 1):
             where = pieces[slices] == piece
@@ -158,19 +158,25 @@ def _trachea_seed(
                 continue
             if area < 0.45 * width * depth:  # not compact
                 continue
-            x, y = (s.start + c for s, c in zip(slices, ndimage.center_of_mass(where), strict=True))
+            x = slices[0].start + ndimage.center_of_mass(where)[0]
             if abs(x - middle) * spacing[0] > TRACHEA_OFF_MM:
-                continue
-            if run and np.hypot((x - run[-1][0]) * spacing[0], (y - run[-1][1]) * spacing[1]) > 12:
                 continue
             inner = np.argwhere(where)
             centre = inner[np.argmin(((inner - inner.mean(axis=0)) ** 2).sum(axis=1))]
-            found = (int(slices[0].start + centre[0]), int(slices[1].start + centre[1]), z)
-            break
-        run = [*run, found] if found else []
-        if len(run) >= 2 and (len(run) - 1) * spacing[2] >= 20:
+            here = (int(slices[0].start + centre[0]), int(slices[1].start + centre[1]), z)
+            above = min(runs, key=lambda run: _apart_mm(run[-1], here, spacing), default=None)
+            runs_on = above is not None and _apart_mm(above[-1], here, spacing) <= 12
+            found.append([*above, here] if above is not None and runs_on else [here])
+        runs = found
+        if whole := [run for run in runs if len(run) >= 3 and len(run) * spacing[2] >= 20]:
+            run = min(whole, key=lambda run: abs(run[-1][0] - middle))
             return run[len(run) // 2]
     return None
+
+
+def _apart_mm(one: tuple[int, int, int], other: tuple[int, int, int], spacing: np.ndarray) -> float:
+    """Distance within the slice."""
+    return float(np.hypot((one[0] - other[0]) * spacing[0], (one[1] - other[1]) * spacing[1]))
 
 
 def _lung_pieces(air: np.ndarray, hu: np.ndarray, spacing: np.ndarray, voxel_ml: float) -> np.ndarray:
