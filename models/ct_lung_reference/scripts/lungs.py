@@ -19,6 +19,7 @@ RIGHT, LEFT = 1, 2
 COARSE_MM = 2.0
 LUNG_BELOW_HU = -400.0  # half way between lung and soft tissue
 OUTSIDE_AIR_BELOW_HU = -920.0  # median of what touches the image's border: air around the patient, not lung
+CUT_LUNG_AT_BORDER = 0.25  # of its voxels; the couch's padding lies along the border
 GAS_BELOW_HU = -940.0  # median of gas in stomach, bowel and paranasal sinuses, away from their walls
 GAS_CORE_MM = 5.0  # from the wall: what partial volume lightens
 LUNG_PIECE_ML = 40.0  # smaller pieces of inside air are no lung
@@ -88,9 +89,12 @@ def _inside_air(hu: np.ndarray) -> np.ndarray:
     for border in (pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]):
         edge[np.unique(border)] = True
     edge[0] = False
+    sides = np.ones(hu.shape, bool)
+    sides[1:-1, 1:-1] = False
     for piece in np.flatnonzero(edge):  # a field of view that cuts the lung leaves lung at the border
         where = pieces == piece
-        if np.median(hu[where]) >= OUTSIDE_AIR_BELOW_HU:
+        at_border = (where & sides).sum() / where.sum()
+        if np.median(hu[where]) >= OUTSIDE_AIR_BELOW_HU and at_border < CUT_LUNG_AT_BORDER:
             edge[piece] = False
     return air & ~edge[pieces]
 
