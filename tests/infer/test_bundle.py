@@ -399,6 +399,8 @@ def test_bundle_that_cannot_be_loaded_says_why(
 
 
 def test_bundle_without_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="model absent could not be loaded: FileNotFoundError"):
+        BundleModel(tmp_path / "absent", manifest(), "cpu")
     (tmp_path / "bare").mkdir()
     with pytest.raises(ModelError, match=r"bundle bare has no configs/inference\.json or inference\.yaml"):
         BundleModel(tmp_path / "bare", manifest(), "cpu")
@@ -438,7 +440,7 @@ def test_result_under_another_key_is_named(load: Build) -> None:
     with pytest.raises(ModelError) as refusal:
         model.predict({"image": scan(AXIAL)[0]})
     assert "returned no 'segmentation'" in str(refusal.value)
-    assert "image, pred" in str(refusal.value)
+    assert "(there are image, label, pred)" in str(refusal.value)
     config = configuration()
     rename = {"_target_": "CopyItemsd", "keys": "pred", "names": "segmentation"}
     config["postprocessing"]["transforms"].append(rename)
@@ -512,13 +514,24 @@ def test_checkpoint_cannot_run_code(load: Build, tmp_path: Path) -> None:
 # -- Overrides and modules ---------------------------------------------------------------------------------------------
 
 
+LIMITED = """\
+import torch
+
+
+class Threshold(torch.nn.Module):
+    def __init__(self, limit=1e9):
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, image):
+        return (image > self.limit).to(torch.float32)
+"""
+
+
 def test_overrides_of_the_manifest_count(load: Build) -> None:
-    network = NETWORK.replace("image > 500", "image > self.limit").replace(
-        "    def forward", "    def __init__(self, limit=1e9):\n        super().__init__()\n        self.limit = limit\n\n    def forward"
-    )  # fmt: skip
     volume, truth = scan(AXIAL)
-    assert not load(network=network).predict({"image": volume}).array.any()
-    model = load(network=network, overrides={"network_def#limit": 500})
+    assert not load(network=LIMITED).predict({"image": volume}).array.any()
+    model = load(network=LIMITED, overrides={"network_def#limit": 500})
     assert np.array_equal(model.predict({"image": volume}).array == 1, truth)
 
 
