@@ -171,7 +171,12 @@ def test_every_enhanced_object_is_refused(shared_data: Path) -> None:
 
 def test_mixed_orientations_are_told_apart_or_refused(shared_data: Path) -> None:
     """Two slices in each of two orientations: two small volumes, each regular, each with a name of its own."""
-    assembly = assemble(shared_data / "irregular" / "sliceorientation")
+    headers = headers_in(shared_data / "irregular" / "sliceorientation")
+    assembly = assemble_volumes(headers)
+    reverse = assemble_volumes(dict(reversed(headers.items())))
+    assert [(plan.name, plan.paths) for plan in reverse.volumes] == [
+        (plan.name, plan.paths) for plan in assembly.volumes
+    ]
     assert [(plan.name, plan.grid.shape[0]) for plan in assembly.volumes] == [("volume 1", 2), ("volume 2", 2)]
     for plan in assembly.volumes:
         for index, path in enumerate(plan.paths):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from node.dicom.assembly import assemble_volumes
+from node.dicom.assembly import Assembly, assemble_volumes
 from node.dicom.header import read_header, scan_folder
 from node.dicom.selection import Choice, kernel_sharpness, select_input
 from node.errors import InputRefused
@@ -101,6 +101,9 @@ def test_rank_decides_in_its_order(tmp_path: Path, add: Build, rank: list[str], 
     wanted = Input.model_validate({"rank": rank})
     for shuffle in range(3):
         assert chosen(choose(tmp_path, wanted, shuffle)) == expected
+    assembly = assemble_volumes({path: read_header(path) for path in scan_folder(tmp_path).files})
+    backwards = Assembly(assembly.volumes[::-1], assembly.refusals)
+    assert chosen(select_input(backwards, wanted)) == expected
 
 
 @pytest.mark.parametrize(
