@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
-from node.dicom.volume import Affine, Grid, SliceRef
+from node.dicom.volume import Grid, SliceRef
 
 ORIENTATION_TOLERANCE = 1e-3  # of a direction cosine
 SPACING_TOLERANCE = 0.02  # relative to the median spacing, or
@@ -84,18 +85,18 @@ def _set_aside(members: list[tuple[Path, Dataset]]) -> Iterable[tuple[str, list[
     """Split off what is no slice of a volume; the images come with an empty reason."""
     groups: dict[str, list[tuple[Path, Dataset]]] = {}
     for path, header in members:
-        kinds = [str(kind).upper() for kind in header.get("ImageType") or []]
-        if "Rows" not in header:
+        kinds = _kinds(header)
+        if not _numbers(header, "Rows", 1) or not _numbers(header, "Columns", 1):
             reason = f"{_class_name(header)} is no image"
-        elif int(header.get("NumberOfFrames") or 1) > 1 or "SharedFunctionalGroupsSequence" in header:
+        elif _numbers(header, "NumberOfFrames", 1) > [1.0] or "SharedFunctionalGroupsSequence" in header:
             reason = f"multi-frame images ({_class_name(header)}) are not supported yet"
         elif found := next((kind for kind in _NOT_IMAGES if kind in kinds), ""):
             reason = f"ImageType says {found}"
-        elif int(header.get("SamplesPerPixel") or 1) != 1:
+        elif _numbers(header, "SamplesPerPixel", 1) > [1.0]:
             reason = "it is a colour image"
-        elif "ImagePositionPatient" not in header or "ImageOrientationPatient" not in header:
+        elif not _numbers(header, "ImagePositionPatient", 3) or not _numbers(header, "ImageOrientationPatient", 6):
             reason = "it has no position in the patient (ImagePositionPatient, ImageOrientationPatient)"
-        elif not header.get("PixelSpacing"):
+        elif min(_numbers(header, "PixelSpacing", 2), default=0) <= 0:
             reason = "it has no PixelSpacing"
         else:
             reason = ""
@@ -104,12 +105,12 @@ def _set_aside(members: list[tuple[Path, Dataset]]) -> Iterable[tuple[str, list[
 
 
 def _tell_apart(images: list[tuple[Path, Dataset]]) -> list[tuple[str, list[tuple[Path, Dataset]]]]:
-    """Groups of one size and one orientation."""
+    """Groups of one size, one orientation and one frame of reference."""
     groups: list[tuple[Dataset, list[tuple[Path, Dataset]]]] = []
     for path, header in images:
         for first, group in groups:
-            same_size = (first.Rows, first.Columns) == (header.Rows, header.Columns)
-            if same_size and np.allclose(_orientation(first), _orientation(header), atol=ORIENTATION_TOLERANCE):
+            alike = np.allclose(_orientation(first), _orientation(header), atol=ORIENTATION_TOLERANCE)
+            if alike and _frame(first) == _frame(header):
                 group.append((path, header))
                 break
         else:
@@ -124,11 +125,11 @@ def _assemble(series_uid: str, name: str, images: list[tuple[Path, Dataset]]) ->
     first = images[0][1]
     row, column = _orientation(first).reshape(2, 3)
     normal = np.cross(row, column)
-    if not np.isclose(np.linalg.norm(normal), 1, atol=1e-2):
+    if not np.allclose((row @ row, column @ column, row @ column), (1, 1, 0), atol=1e-2):
         return refuse("ImageOrientationPatient is no pair of perpendicular directions")
     if len(images) < 2:
         return refuse("a single slice makes no volume")
-    positions = np.array([[float(value) for value in header.ImagePositionPatient] for _, header in images])
+    positions = np.array([_numbers(header, "ImagePositionPatient", 3) for _, header in images])
     order = np.argsort(positions @ normal, kind="stable")
     images = [images[index] for index in order]
     positions = positions[order]
@@ -136,9 +137,10 @@ def _assemble(series_uid: str, name: str, images: list[tuple[Path, Dataset]]) ->
     if (doubled := np.flatnonzero(steps < 0.01)).size:
         at = positions[doubled[0]] @ normal
         return refuse(
-            f"{doubled.size + 1} slices or more lie at the same positions (first at {at:.2f} mm along the normal)"
+            f"{doubled.size} of {len(images)} slices lie where another one lies "
+            f"(the first at {at:.2f} mm along the normal): repeated, or several volumes in one series"
         )
-    step = float(np.median(steps))
+    step = float(np.sort(steps)[(len(steps) - 1) // 2])  # a median that is one of the steps, however few there are
     if (odd := np.flatnonzero(np.abs(steps - step) > max(SPACING_TOLERANCE * step, SPACING_TOLERANCE_MM))).size:
         index = int(odd[0])
         what = (
@@ -155,11 +157,11 @@ def _assemble(series_uid: str, name: str, images: list[tuple[Path, Dataset]]) ->
         return refuse(
             f"the slices are sheared (gantry tilt): the last stands {worst:.1f} mm off the normal of the first"
         )
-    spacings = {tuple(float(value) for value in header.PixelSpacing) for _, header in images}
+    spacings = {tuple(_numbers(header, "PixelSpacing", 2)) for _, header in images}
     if len(spacings) > 1:
         return refuse(f"slices differ in PixelSpacing: {sorted(spacings)[:3]}")
     row_spacing_mm, column_spacing_mm = spacings.pop()
-    affine: Affine = np.eye(4)
+    affine = np.eye(4)
     affine[:3, 0] = row * column_spacing_mm
     affine[:3, 1] = column * row_spacing_mm
     affine[:3, 2] = (positions[-1] - positions[0]) / (len(images) - 1)
@@ -178,7 +180,27 @@ def _assemble(series_uid: str, name: str, images: list[tuple[Path, Dataset]]) ->
 
 
 def _orientation(header: Dataset) -> np.ndarray:
-    return np.array([float(value) for value in header.ImageOrientationPatient])
+    return np.array(_numbers(header, "ImageOrientationPatient", 6))
+
+
+def _frame(header: Dataset) -> tuple[int, int, str]:
+    return int(header.Rows), int(header.Columns), str(header.get("FrameOfReferenceUID", ""))
+
+
+def _numbers(header: Dataset, keyword: str, count: int) -> list[float]:
+    """The element's values when they are `count` finite numbers; else an empty list."""
+    try:
+        value = header.get(keyword)
+        numbers = [float(part) for part in (value if isinstance(value, MultiValue | list) else [value])]
+    except Exception:  # pydicom raises many kinds for a value that it cannot convert; the element then counts as absent
+        return []
+    return numbers if len(numbers) == count and np.isfinite(numbers).all() else []
+
+
+def _kinds(header: Dataset) -> list[str]:
+    """The values of ImageType; the standard asks for two at least, scanners also send one."""
+    value = header.get("ImageType") or ()
+    return [str(kind).upper() for kind in ((value,) if isinstance(value, str) else value)]
 
 
 def _uids(images: list[tuple[Path, Dataset]]) -> tuple[str, ...]:

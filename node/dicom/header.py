@@ -9,7 +9,6 @@ from pathlib import Path
 
 from pydicom import config, dcmread
 from pydicom.dataset import FileDataset
-from pydicom.errors import InvalidDicomError
 
 from node.errors import InputRefused
 
@@ -30,8 +29,8 @@ def read_header(path: Path) -> FileDataset:
     """The data set without its pixel data; `InputRefused` names a file that is none."""
     try:
         return dcmread(path, stop_before_pixels=True, force=True)
-    except (OSError, InvalidDicomError) as error:
-        raise InputRefused(f"{path.name} cannot be read: {error}") from error
+    except OSError as error:
+        raise InputRefused(f"{path.name} cannot be read: {error.strerror or type(error).__name__}") from error
     except Exception as error:  # pydicom raises many kinds over damaged files
         raise InputRefused(f"{path.name} is damaged: {type(error).__name__}") from error
 

@@ -96,9 +96,16 @@ def _rank(plan: VolumePlan, rule: Rank) -> float | str:
         case Rank.MOST_SLICES:
             return -plan.grid.shape[0]
         case Rank.NEWEST:
-            moment = f"{plan.header.get('AcquisitionDate', '')}{plan.header.get('AcquisitionTime', '')}"
-            digits = re.sub(r"\D", "", moment)[:14]
-            return -float(digits or 0)
+            return -_acquired(plan.header)
+
+
+def _acquired(header: Dataset) -> float:
+    """Date and time of acquisition as one number that grows with them; 0 where they are not known."""
+    date = str(header.get("AcquisitionDate") or header.get("SeriesDate") or "")
+    time = str(header.get("AcquisitionTime") or header.get("SeriesTime") or "").strip()
+    match = re.fullmatch(r"(\d{8})(\d{0,6})(\.\d*)?", date + time)
+    # Minutes, seconds and fraction may be left out (PS3.5 6.2, VR TM).
+    return float(f"{match[1]}{match[2]:0<6}{match[3] or ''}") if match else 0.0
 
 
 def _age_years(header: Dataset) -> float | None:
@@ -109,8 +116,9 @@ def _age_years(header: Dataset) -> float | None:
 
 
 def _describe(plan: VolumePlan) -> str:
-    name = str(plan.header.get("SeriesDescription", "") or "").strip()
-    return name or _describe_series(plan.series_uid)
+    text = str(plan.header.get("SeriesDescription", "") or "").strip()[:64]
+    name = "".join(character for character in text if character.isprintable())  # it goes into logs and terminals
+    return " ".join(part for part in (name or _describe_series(plan.series_uid), plan.name) if part)
 
 
 def _describe_series(uid: str) -> str:

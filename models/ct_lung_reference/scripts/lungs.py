@@ -19,9 +19,14 @@ RIGHT, LEFT = 1, 2
 COARSE_MM = 2.0
 LUNG_BELOW_HU = -400.0  # half way between lung and soft tissue
 OUTSIDE_AIR_BELOW_HU = -920.0  # median of what touches the image's border: air around the patient, not lung
-GAS_BELOW_HU = -940.0  # median of gas in stomach, bowel and paranasal sinuses
+CUT_LUNG_AT_BORDER = 0.25  # of its voxels; the couch's padding lies along the border
+GAS_BELOW_HU = -940.0  # median of gas in stomach, bowel and paranasal sinuses, away from their walls
+GAS_CORE_MM = 5.0  # from the wall: what partial volume lightens
 LUNG_PIECE_ML = 40.0  # smaller pieces of inside air are no lung
 LUNG_ML = 150.0  # of the largest piece; below that the image shows no lung
+BONE_ABOVE_HU = 200.0
+SPINE_WIDTH_MM = 40.0
+TRACHEA_OFF_MM = 40.0  # sideways from the spine
 TRACHEA_AREA_MM2 = (40.0, 700.0)
 AIRWAY_ML = (3.0, 130.0)  # trachea and main bronchi; more means that the growth leaked into the lung
 AIRWAY_HU = (-980, -960, -940, -920, -900, -880)
@@ -61,12 +66,13 @@ def _segment_coarse(hu: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """The lungs on the coarse grid, vessels filled; all zero where there are none."""
     voxel_ml = float(np.prod(spacing)) / 1000
     inside = _inside_air(hu)
-    airway = _airway(hu, inside, spacing, voxel_ml)
+    middle = _middle(hu, inside, spacing, voxel_ml)
+    airway = _airway(hu, inside, middle, spacing, voxel_ml)
     lungs = inside & ~ndimage.binary_dilation(airway, _ball(AIRWAY_WALL_MM, spacing)) if airway.any() else inside
-    lungs = _lung_pieces(lungs, hu, voxel_ml)
+    lungs = _lung_pieces(lungs, hu, spacing, voxel_ml)
     if not lungs.any():
         return np.zeros(hu.shape, np.uint8)
-    labels = _sides(lungs, spacing)
+    labels = _sides(lungs, middle, spacing)
     body = ndimage.binary_fill_holes(hu > -300)
     filled = np.zeros_like(labels)
     for side in (RIGHT, LEFT):
@@ -83,16 +89,40 @@ def _inside_air(hu: np.ndarray) -> np.ndarray:
     for border in (pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]):
         edge[np.unique(border)] = True
     edge[0] = False
+    sides = np.ones(hu.shape, bool)
+    sides[1:-1, 1:-1] = False
     for piece in np.flatnonzero(edge):  # a field of view that cuts the lung leaves lung at the border
         where = pieces == piece
-        if np.median(hu[where]) >= OUTSIDE_AIR_BELOW_HU:
+        at_border = (where & sides).sum() / where.sum()
+        if np.median(hu[where]) >= OUTSIDE_AIR_BELOW_HU and at_border < CUT_LUNG_AT_BORDER:
             edge[piece] = False
     return air & ~edge[pieces]
 
 
-def _airway(hu: np.ndarray, inside: np.ndarray, spacing: np.ndarray, voxel_ml: float) -> np.ndarray:
+def _middle(hu: np.ndarray, inside: np.ndarray, spacing: np.ndarray, voxel_ml: float) -> float:
+    """The spine's place along the first axis: an image may be cropped, and then its middle is not the patient's.
+
+    Where the bone about the inside air is densest; the middle of the image where there is no bone.
+    """
+    pieces, _ = ndimage.label(inside)
+    large = np.bincount(pieces.ravel()) * voxel_ml >= LUNG_PIECE_ML
+    large[0] = False
+    around = np.argwhere(large[pieces])
+    if not around.size:
+        return (hu.shape[0] - 1) / 2
+    reach = np.ceil(SPINE_WIDTH_MM / spacing).astype(int)
+    low, high = np.maximum(around.min(axis=0) - reach, 0), around.max(axis=0) + reach + 1  # arms stand further off
+    low[2], high[2] = around[:, 2].min(), around[:, 2].max() + 1
+    profile = (hu[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] > BONE_ABOVE_HU).sum(axis=(1, 2))
+    if not profile.any():
+        return (hu.shape[0] - 1) / 2
+    smooth = ndimage.gaussian_filter1d(profile.astype(float), SPINE_WIDTH_MM / 4 / spacing[0], mode="constant")
+    return float(low[0] + np.argmax(smooth))
+
+
+def _airway(hu: np.ndarray, inside: np.ndarray, middle: float, spacing: np.ndarray, voxel_ml: float) -> np.ndarray:
     """Trachea and main bronchi: grown from the trachea below the highest threshold at which nothing leaks."""
-    seed = _trachea_seed(hu, inside, spacing)
+    seed = _trachea_seed(hu, inside, middle, spacing)
     grown = np.zeros(hu.shape, bool)
     if seed is None:
         return grown
@@ -114,18 +144,15 @@ def _airway(hu: np.ndarray, inside: np.ndarray, spacing: np.ndarray, voxel_ml: f
     return ndimage.binary_closing(grown, _ball(2.0, spacing)) & inside
 
 
-def _trachea_seed(hu: np.ndarray, inside: np.ndarray, spacing: np.ndarray) -> tuple[int, int, int] | None:
-    """A voxel in the trachea: a small round dark region near the midline that runs on for 2 cm, the highest one."""
-    body_columns = np.flatnonzero((hu > -300).any(axis=(1, 2)))
-    if body_columns.size == 0:
-        return None
-    middle = (body_columns[0] + body_columns[-1]) / 2
-    half_width = (body_columns[-1] - body_columns[0]) / 2
+def _trachea_seed(
+    hu: np.ndarray, inside: np.ndarray, middle: float, spacing: np.ndarray
+) -> tuple[int, int, int] | None:
+    """A voxel in the trachea: a small round dark region before the spine that runs on for 2 cm, the highest one."""
     area_mm2 = float(spacing[0] * spacing[1])
     dark = inside & (hu < -850)
-    run: list[tuple[int, int, int]] = []
+    runs: list[list[tuple[int, int, int]]] = []  # that reach the slice above
     for z in range(hu.shape[2] - 1, -1, -1):
-        found = None
+        found: list[list[tuple[int, int, int]]] = []
         pieces, _ = ndimage.label(dark[:, :, z])
         for piece, slices in enumerate(ndimage.find_objects(pieces), 1):
             where = pieces[slices] == piece
@@ -135,22 +162,28 @@ def _trachea_seed(hu: np.ndarray, inside: np.ndarray, spacing: np.ndarray) -> tu
                 continue
             if area < 0.45 * width * depth:  # not compact
                 continue
-            x, y = (s.start + c for s, c in zip(slices, ndimage.center_of_mass(where), strict=True))
-            if abs(x - middle) > 0.25 * half_width:
-                continue
-            if run and np.hypot((x - run[-1][0]) * spacing[0], (y - run[-1][1]) * spacing[1]) > 12:
+            x = slices[0].start + ndimage.center_of_mass(where)[0]
+            if abs(x - middle) * spacing[0] > TRACHEA_OFF_MM:
                 continue
             inner = np.argwhere(where)
             centre = inner[np.argmin(((inner - inner.mean(axis=0)) ** 2).sum(axis=1))]
-            found = (int(slices[0].start + centre[0]), int(slices[1].start + centre[1]), z)
-            break
-        run = [*run, found] if found else []
-        if len(run) >= 2 and (len(run) - 1) * spacing[2] >= 20:
+            here = (int(slices[0].start + centre[0]), int(slices[1].start + centre[1]), z)
+            above = min(runs, key=lambda run: _apart_mm(run[-1], here, spacing), default=None)
+            runs_on = above is not None and _apart_mm(above[-1], here, spacing) <= 12
+            found.append([*above, here] if above is not None and runs_on else [here])
+        runs = found
+        if whole := [run for run in runs if len(run) >= 3 and len(run) * spacing[2] >= 20]:
+            run = min(whole, key=lambda run: abs(run[-1][0] - middle))
             return run[len(run) // 2]
     return None
 
 
-def _lung_pieces(air: np.ndarray, hu: np.ndarray, voxel_ml: float) -> np.ndarray:
+def _apart_mm(one: tuple[int, int, int], other: tuple[int, int, int], spacing: np.ndarray) -> float:
+    """Distance within the slice."""
+    return float(np.hypot((one[0] - other[0]) * spacing[0], (one[1] - other[1]) * spacing[1]))
+
+
+def _lung_pieces(air: np.ndarray, hu: np.ndarray, spacing: np.ndarray, voxel_ml: float) -> np.ndarray:
     """The pieces of inside air that are lung: large enough, and not as dark throughout as gas."""
     pieces, count = ndimage.label(air)
     if count == 0:
@@ -158,8 +191,11 @@ def _lung_pieces(air: np.ndarray, hu: np.ndarray, voxel_ml: float) -> np.ndarray
     volumes_ml = np.bincount(pieces.ravel(), minlength=count + 1) * voxel_ml
     volumes_ml[0] = 0
     keep = np.zeros(count + 1, bool)
+    core = ndimage.distance_transform_edt(air, sampling=spacing) > GAS_CORE_MM
     for piece in np.flatnonzero(volumes_ml >= LUNG_PIECE_ML):
-        median = float(np.median(hu[pieces == piece]))
+        where = pieces == piece
+        inner = where & core
+        median = float(np.median(hu[inner if inner.any() else where]))
         gas = median < (GAS_BELOW_HU if volumes_ml[piece] < 800 else -985)
         keep[piece] = not gas
     if not keep.any() or volumes_ml[keep].max() < LUNG_ML:
@@ -167,12 +203,11 @@ def _lung_pieces(air: np.ndarray, hu: np.ndarray, voxel_ml: float) -> np.ndarray
     return keep[pieces]
 
 
-def _sides(lungs: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+def _sides(lungs: np.ndarray, middle: float, spacing: np.ndarray) -> np.ndarray:
     """Right and left: by connectivity where the lungs are apart, by a cut at the narrowest contact elsewhere."""
     cores = _two_cores(lungs, spacing)
     labels = np.zeros(lungs.shape, np.uint8)
-    middle = _middle(lungs)
-    if cores is None:  # one lung, or none that can be told apart: by the side that it lies on
+    if cores is None:  # one lung, or none that can be told apart: by its side of the spine
         pieces, count = ndimage.label(lungs)
         for piece in range(1, count + 1):
             where = pieces == piece
@@ -212,10 +247,6 @@ def _two_cores(lungs: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.n
         if apart > 60:  # beside each other, not one above the other
             return one, two
     return None
-
-
-def _middle(lungs: np.ndarray) -> float:
-    return (lungs.shape[0] - 1) / 2
 
 
 def _close(lung: np.ndarray, spacing: np.ndarray) -> np.ndarray:
