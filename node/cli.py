@@ -137,7 +137,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
 def _add_serve(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "serve", "serve:serve", "the service: receive, schedule, work, deliver")
     command.add_argument(
-        "--role", choices=("receive", "schedule", "work", "deliver"), help="only this role, in this process"
+        "--role", choices=("receive", "schedule", "work", "deliver", "web"), help="only this role, in this process"
     )
     _config(command)
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, model_validator
 
 from node.dicom.conditions import When
 from node.dicom.identity import is_uid
@@ -102,6 +102,13 @@ def _parse_size_bytes(value: object) -> int:
     if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())) and float(match[1]) > 0:
         return int(float(match[1]) * _BYTES_PER[match[2]])
     raise ValueError(f"found {value!r}; expected a size above zero with its unit, such as 500MB or 16GB")
+
+
+def _parse_listen(value: object) -> tuple[str, int]:
+    host, _, port = value.strip().rpartition(":") if isinstance(value, str) else ("", "", "")
+    if port.isascii() and port.isdigit() and 1 <= int(port) <= 65535 and host:
+        return _check_host(host.removeprefix("[").removesuffix("]")), int(port)
+    raise ValueError(f"found {value!r}; expected an address and a port, such as 127.0.0.1:8080")
 
 
 def _check_ae_title(value: str) -> str:
@@ -286,6 +293,19 @@ class Keep(Section):
     free_disk: Annotated[FreeSpace, BeforeValidator(_parse_free_space)] = FreeSpace(percent=10.0)
 
 
+class Web(Section):
+    """The HTTP port: STOW-RS and health."""
+
+    listen: Annotated[tuple[str, int], BeforeValidator(_parse_listen)] = ("127.0.0.1", 8080)
+    token_file: ResolvedPath | None = None  # its first line is the bearer token that a request must carry
+
+    @model_validator(mode="after")
+    def _check_token(self) -> Self:
+        if self.listen[0] not in ("127.0.0.1", "::1", "localhost") and self.token_file is None:
+            raise ValueError(f"listens on {self.listen[0]}, beyond this machine; expected token_file too")
+        return self
+
+
 class Config(Section):
     """The whole configuration; `load_config` makes it."""
 
@@ -298,6 +318,7 @@ class Config(Section):
     routes: tuple[Route, ...] = ()
     workers: Workers = Field(default_factory=Workers)
     keep: Keep = Field(default_factory=Keep)
+    web: Web | None = None  # None: no HTTP port
 
     _path: Path = PrivateAttr(default=Path(CONFIG_NAME))
 

@@ -39,6 +39,7 @@ class Role(StrEnum):
     SCHEDULE = "schedule"  # completion, routes, lost leases, retention
     WORK = "work"  # runs models
     DELIVER = "deliver"  # results to peers
+    WEB = "web"  # STOW-RS and health, where web is configured
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Supervisor:
             _Child(Role.SCHEDULE, "schedule"),
             *(_Child(Role.WORK, f"work-{index}") for index in range(config.workers.count)),
             _Child(Role.DELIVER, "deliver"),
+            *([_Child(Role.WEB, "web")] if config.web is not None else []),
         ]
         self._announced = False
 
@@ -247,9 +249,19 @@ def _deliver(config: Config, stop: threading.Event) -> None:
     archive.close()
 
 
+def _web(config: Config, stop: threading.Event) -> None:
+    from node.archive.open import open_archive
+    from node.web.service import serve_until
+
+    archive = open_archive(config)
+    serve_until(stop, archive, config, ready=_say_ready)
+    archive.close()
+
+
 _ROLES: dict[Role, Callable[[Config, threading.Event], None]] = {
     Role.RECEIVE: _receive,
     Role.SCHEDULE: _schedule,
     Role.WORK: _work,
     Role.DELIVER: _deliver,
+    Role.WEB: _web,
 }

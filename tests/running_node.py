@@ -31,6 +31,7 @@ class RunningNode:
         routes: str | None = None,
         models: Path = MODELS,
         port: int | None = None,
+        web: str | None = None,
     ):
         self.folder = folder
         self.port = port or free_port()
@@ -51,6 +52,7 @@ complete: {{quiet: {quiet}}}
 models:   {{path: {models}}}
 routes:   {routes}
 keep:     {{studies: 7d, free_disk: 10MB}}
+{f"web:      {web}" if web else ""}
 """
         )
         self.process: subprocess.Popen[bytes] | None = None

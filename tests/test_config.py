@@ -354,3 +354,15 @@ def test_importing_the_configuration_imports_nothing_heavy() -> None:
 
 def test_config_type_is_what_load_config_gives(write: Write) -> None:
     assert isinstance(load_config(write(GOOD)), Config)
+
+
+def test_the_http_door_needs_a_token_beyond_this_machine(write: Write) -> None:
+    start = "node: {storage: /srv/radnode}\nmodels: {path: a}\n"
+    assert load_config(write(start)).web is None
+    web = load_config(write(f'{start}web: {{listen: "[::1]:8081"}}\n')).web
+    assert web is not None
+    assert web.listen == ("::1", 8081)
+    assert load_config(write(f'{start}web: {{listen: "0.0.0.0:80", token_file: token}}\n')).web is not None
+    for wrong, told in (("0.0.0.0:80", "expected token_file too"), ("8080", "expected an address and a port")):
+        with pytest.raises(ConfigError, match=told):
+            load_config(write(f'{start}web: {{listen: "{wrong}"}}\n'))

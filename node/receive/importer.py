@@ -23,6 +23,7 @@ from pydicom.filereader import _read_file_meta_info, read_preamble
 from node.archive.files import SpoolFile
 from node.archive.ingest import Outcome
 from node.archive.store import Archive
+from node.dicom.identity import Identity
 from node.errors import InputRefused, InstanceRefused, RadnodeError
 from node.receive.header import TRANSFER_SYNTAXES, HeaderScan
 from node.receive.limits import Limits, Watermark
@@ -45,6 +46,7 @@ class Imported:
     name: str
     outcome: Outcome | None  # None: it was refused
     why: str = ""
+    identity: Identity | None = None  # as far as it could be read
 
 
 def import_path(path: Path, archive: Archive, limits: Limits | None = None) -> Iterator[Imported]:
@@ -76,7 +78,7 @@ def _import_file(file: Path, name: str, archive: Archive, limits: Limits) -> Ite
             yield from _import_zip(file, name, archive, limits)
             return
         with file.open("rb") as stream:
-            yield _import_stream(stream, name, archive, limits)
+            yield import_stream(stream, name, archive, limits)
     except OSError as error:
         yield Imported(name, None, f"cannot be read: {error.strerror}")
 
@@ -91,21 +93,38 @@ def _import_zip(file: Path, name: str, archive: Archive, limits: Limits) -> Iter
                 shown = f"{name}:{member.filename!a}"
                 try:
                     with opened.open(member) as stream:
-                        yield _import_stream(stream, shown, archive, limits)
+                        yield import_stream(stream, shown, archive, limits)
                 except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, unknown
                     yield Imported(shown, None, f"cannot be unpacked: {error}")
     except zipfile.BadZipFile as error:
         yield Imported(name, None, f"is a damaged zip file: {error}")
 
 
-def _import_stream(stream: IO[bytes], name: str, archive: Archive, limits: Limits) -> Imported:
-    """One DICOM file (PS3.10); a data set without preamble and meta information is none."""
+def import_stream(
+    stream: IO[bytes],
+    name: str,
+    archive: Archive,
+    limits: Limits,
+    *,
+    source: str = SOURCE,
+    study_uid: str | None = None,
+) -> Imported:
+    """One DICOM file (PS3.10), of study `study_uid` where that is given; `source` stands where else the calling AE
+    title does. A data set without File Meta Information is refused; `ArchiveError` when it cannot be kept now.
+    """
+    identity: Identity | None = None
     try:
         transfer_syntax, rest = _open(stream)
         with archive.spool_file() as spooled:
-            return Imported(name, _keep(stream, rest, transfer_syntax, spooled, archive, limits))
+            scan = HeaderScan(transfer_syntax, maximum_inflated_bytes=limits.maximum_inflated_bytes)
+            held = _find_identity(stream, rest, scan)
+            identity = scan.early_identity()
+            if study_uid is not None and identity.study_uid != study_uid:
+                raise InstanceRefused("belongs to another study than the request names")
+            _spool(stream, held, identity, source, spooled, scan, limits)
+            return Imported(name, archive.keep_instance(spooled, scan.identity(), source), identity=identity)
     except InstanceRefused as error:
-        return Imported(name, None, str(error))
+        return Imported(name, None, str(error), identity)
 
 
 def _open(stream: IO[bytes]) -> tuple[str, bytes]:
@@ -130,19 +149,28 @@ def _open(stream: IO[bytes]) -> tuple[str, bytes]:
     return transfer_syntax, head.read()
 
 
-def _keep(
-    stream: IO[bytes], rest: bytes, transfer_syntax: str, spooled: SpoolFile, archive: Archive, limits: Limits
-) -> Outcome:
-    scan = HeaderScan(transfer_syntax, maximum_inflated_bytes=limits.maximum_inflated_bytes)
-    # The identity stands in front; the file's own header, which names it, comes before that.
+def _find_identity(stream: IO[bytes], rest: bytes, scan: HeaderScan) -> list[bytes]:
+    """Feed the scan until it knows the identity; the pieces that were read for it."""
     held: list[bytes] = []
     piece = rest
     while piece and not scan.knows_identity:
         held.append(piece)
         scan.feed(piece)
         piece = b"" if scan.knows_identity else stream.read(_PIECE_BYTES)
-    identity = scan.early_identity()
-    header = file_header(identity.sop_class_uid, identity.sop_instance_uid, transfer_syntax, SOURCE)
+    return held
+
+
+def _spool(
+    stream: IO[bytes],
+    held: list[bytes],
+    identity: Identity,
+    source: str,
+    spooled: SpoolFile,
+    scan: HeaderScan,
+    limits: Limits,
+) -> None:
+    """Write the file's own header, which names the identity, then the data set as it lies."""
+    header = file_header(identity.sop_class_uid, identity.sop_instance_uid, identity.transfer_syntax_uid, source)
     spooled.write(header, hashed=False)
     for piece in held:
         spooled.write(piece)
@@ -152,7 +180,6 @@ def _keep(
             scan.feed(piece)
         if spooled.size > limits.maximum_object_bytes:
             raise InstanceRefused(f"is larger than {limits.maximum_object_bytes} bytes (receive.maximum_object)")
-    return archive.keep_instance(spooled, scan.identity(), SOURCE)
 
 
 class WatchedFolder(threading.Thread):
