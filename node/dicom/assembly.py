@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.uid import UID
 
+from node.dicom.identity import is_uid
 from node.dicom.volume import Grid, SliceRef
 
 ORIENTATION_TOLERANCE = 1e-3  # of a direction cosine
@@ -96,6 +98,8 @@ def _set_aside(members: list[tuple[Path, Dataset]]) -> Iterable[tuple[str, list[
             reason = "it is a colour image"
         elif not _numbers(header, "ImagePositionPatient", 3) or not _numbers(header, "ImageOrientationPatient", 6):
             reason = "it has no position in the patient (ImagePositionPatient, ImageOrientationPatient)"
+        elif not header.get("SOPInstanceUID") or not header.get("SOPClassUID"):
+            reason = "it has no SOPInstanceUID or no SOPClassUID"
         elif min(_numbers(header, "PixelSpacing", 2), default=0) <= 0:
             reason = "it has no PixelSpacing"
         else:
@@ -209,4 +213,5 @@ def _uids(images: list[tuple[Path, Dataset]]) -> tuple[str, ...]:
 
 def _class_name(header: Dataset) -> str:
     uid = header.get("SOPClassUID")
-    return getattr(uid, "name", None) or "an unknown SOP class"
+    # A damaged length can make any text of the file part of the value: only what is a UID is shown.
+    return UID(uid).name if isinstance(uid, str) and is_uid(uid) else "an unknown SOP class"

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from node.dicom.assembly import VolumePlan
+from node.dicom.identity import is_uid
 from node.dicom.volume import Volume
 from node.errors import InputRefused
 
@@ -43,13 +44,21 @@ def _read_slice(plan: VolumePlan, index: int) -> NDArray[np.float32]:
         stored = dataset.pixel_array
     except Exception as error:  # the decoders raise many kinds
         syntax = getattr(plan.headers[index].get("file_meta", None), "TransferSyntaxUID", None)
-        name = getattr(syntax, "name", "an unknown transfer syntax")
+        # What is no UID may be any text of a damaged file.
+        name = syntax.name if isinstance(syntax, UID) and is_uid(syntax) else "an unknown transfer syntax"
         uid = plan.slices[index].sop_instance_uid
         raise InputRefused(
             f"the pixel data of instance {uid} ({name}) cannot be decoded: {type(error).__name__}"
         ) from error
     if stored.shape != plan.grid.shape[1:]:
         raise InputRefused(f"instance {plan.slices[index].sop_instance_uid} has pixel data of shape {stored.shape}")
-    slope = float(dataset.get("RescaleSlope") or 1.0)
-    intercept = float(dataset.get("RescaleIntercept") or 0.0)
+    try:
+        slope = float(dataset.get("RescaleSlope") or 1.0)
+        intercept = float(dataset.get("RescaleIntercept") or 0.0)
+    except Exception:  # as many kinds as pydicom has converters
+        slope = intercept = np.nan
+    if not np.isfinite((slope, intercept)).all():
+        raise InputRefused(
+            f"RescaleSlope or RescaleIntercept of instance {plan.slices[index].sop_instance_uid} is no number"
+        )
     return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)

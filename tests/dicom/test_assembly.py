@@ -251,6 +251,8 @@ BROKEN = [
     ("a spacing of nothing", set_everywhere(PixelSpacing=["0", "0"]), "it has no PixelSpacing"),
     ("a scout", set_everywhere(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "ImageType says LOCALIZER"),
     ("an image type of one value", set_everywhere(ImageType="LOCALIZER"), "ImageType says LOCALIZER"),
+    ("no instance UID", clear("SOPInstanceUID"), "it has no SOPInstanceUID or no SOPClassUID"),
+    ("no class UID", clear("SOPClassUID"), "it has no SOPInstanceUID or no SOPClassUID"),
     ("an empty size", set_everywhere(Rows=None), "CT Image Storage is no image"),
 ]  # fmt: skip
 

@@ -61,6 +61,19 @@ def test_file_that_cannot_be_read_is_named_without_its_folder(tmp_path: Path) ->
     assert str(refusal.value) == "absent.dcm cannot be read: No such file or directory"
 
 
+def test_element_that_cannot_be_read_is_absent(tmp_path: Path) -> None:
+    (path,) = write_series(tmp_path, np.zeros((1, 8, 8), np.int16))
+    content = path.read_bytes()
+    assert content.count(b"\x18\x00\x50\x00DS") == 1
+    path.write_bytes(content.replace(b"\x18\x00\x50\x00DS", b"\x18\x00\x50\x00D\x00"))  # no VR at all
+    with pytest.raises(NotImplementedError):
+        _ = dcmread(path).SliceThickness
+    header = read_header(path)
+    assert "SliceThickness" not in header
+    assert header.Rows == 8
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, over elements of no known VR
 @given(
     cut=st.integers(0, 1400),
     damage=st.dictionaries(st.integers(132, 1250), st.integers(0, 255), max_size=6),

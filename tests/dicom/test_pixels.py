@@ -84,6 +84,21 @@ def test_slope_and_intercept_of_each_slice_are_honoured(tmp_path: Path) -> None:
         assert np.array_equal(volume.array[index], RANDOM[index] * (1 + index / 4) - 100 * index)
 
 
+@pytest.mark.parametrize(
+    ("vr", "value"), [(b"DS", b"x100"), (b"DS", b"nan "), (b"DS", b"1\\10"), (b"D\0", b"-100")], ids=repr
+)
+def test_rescale_that_is_no_number_is_refused(tmp_path: Path, vr: bytes, value: bytes) -> None:
+    """Taken as absent it would make other values of the voxels than the sender meant."""
+    paths = write_series(tmp_path, RANDOM, RescaleIntercept="-100")
+    content = paths[3].read_bytes()
+    element = b"\x28\x00\x52\x10%b\x04\x00%b"
+    assert content.count(element % (b"DS", b"-100")) == 1
+    paths[3].write_bytes(content.replace(element % (b"DS", b"-100"), element % (vr, value)))
+    uid = dcmread(paths[3]).SOPInstanceUID
+    with pytest.raises(InputRefused, match=f"RescaleSlope or RescaleIntercept of instance {uid} is no number"):
+        read_volumes(tmp_path)
+
+
 def test_slices_without_rescale_are_taken_as_stored(tmp_path: Path) -> None:
     for path in write_series(tmp_path, RANDOM):
         dataset = dcmread(path)
