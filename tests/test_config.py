@@ -251,7 +251,10 @@ MISTAKES = [
      "found 'gpu0'; expected auto, cpu, cuda, or cuda:N for one GPU of several"),
     ("free_disk: 10%", "free_disk: 100%", 28, "keep.free_disk",
      "found '100%'; expected a share of the disk below 100%, such as 10%, or a size, such as 20GB"),
-    ("  free_disk: 10%\n", "  free_disk: 10%\nweb: {listen: '8080'}\n", 29, "web.listen", "expected an address and a port"),
+    ("  free_disk: 10%\n", "  free_disk: 10%\nweb: {listen: '8080'}\n", 29, "web.listen",
+     "found '8080'; expected an address and a port, such as 127.0.0.1:8080"),
+    ("  free_disk: 10%\n", "  free_disk: 10%\nwebb: {}\n", 29, "webb",
+     "is not a known field; did you mean web?"),
     ("routes:\n", "routes:\nroutes:\n", 18, "routes", "stands here a second time (first in line 17); expected it once"),
     ('"<= 8"', ">= 3", 22, "", 'found text that begins with > or |; such text needs quotes, as in "> 5"'),
 ]  # fmt: skip
