@@ -7,11 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from node.archive import schema
 from node.archive.store import Archive
 from node.demo.pacs import Orthanc
 from tests.postgresql import running_postgresql
+
+
+# In CI the same examples each time; new ones are looked for at the desk.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("desk", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 
 @pytest.fixture(scope="session")

@@ -86,16 +86,38 @@ def store_dataset(connection: socket.socket, dataset: Dataset) -> tuple[int, str
     return store(connection, encode(dataset), str(dataset.SOPClassUID), str(dataset.SOPInstanceUID))
 
 
-def read_status(connection: socket.socket) -> tuple[int, str]:
-    """Status and error comment of a response."""
-    pdu = read_pdu(connection)
-    assert pdu[:1] == b"\x04", f"expected P-DATA, found {pdu[:10].hex() or 'the end'}"
+def read_message(connection: socket.socket) -> tuple[dict[int, bytes], bytes]:
+    """The next message: the elements of its command set, and its data set where it has one."""
+    parts = {1: b"", 0: b""}
     elements: dict[int, bytes] = {}
-    body, position = pdu[12:], 0
+    while True:
+        pdu = read_pdu(connection)
+        assert pdu[:1] == b"\x04", f"expected P-DATA, found {pdu[:10].hex() or 'the end'}"
+        position = 6
+        while position < len(pdu):
+            length, control = struct.unpack_from(">LxB", pdu, position)
+            is_command, is_last = control & 1, control & 2
+            parts[is_command] += pdu[position + 6 : position + 4 + length]
+            position += 4 + length
+            if is_last and is_command:
+                elements = _read_command(parts[1])
+            if is_last and (not is_command or elements[0x0800] == b"\x01\x01"):
+                return elements, parts[0]
+
+
+def _read_command(body: bytes) -> dict[int, bytes]:
+    elements: dict[int, bytes] = {}
+    position = 0
     while position < len(body):
         _, tag, length = struct.unpack_from("<HHL", body, position)
         elements[tag] = body[position + 8 : position + 8 + length]
         position += 8 + length
+    return elements
+
+
+def read_status(connection: socket.socket) -> tuple[int, str]:
+    """Status and error comment of a response."""
+    elements, _ = read_message(connection)
     return struct.unpack("<H", elements[0x0900])[0], elements.get(0x0902, b"").decode().strip()
 
 

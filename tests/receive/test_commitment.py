@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import time
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
 from pydicom.uid import CTImageStorage, MRImageStorage, generate_uid
-from pynetdicom import AE, evt
-from pynetdicom.sop_class import StorageCommitmentPushModel
 
 from node.archive.commitments import Commitments
 from node.archive.store import Archive
@@ -18,39 +17,42 @@ from node.demo.pacs import Orthanc, free_port
 from node.dicom.commitment import Reference, Request, Verdict, report_of
 from tests.receive.conftest import Door
 from tests.receive.peers import associate
-from tests.receive.sending import ct, release, store_dataset
+from tests.receive.sending import command, ct, encode, pdus, read_message, read_status, release, store_dataset
 from tests.running_node import RunningNode, wait_until
 
-WELL_KNOWN = "1.2.840.10008.1.20.1.1"
+PUSH_MODEL, WELL_KNOWN = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
 
 
-def ask(door: Door, references: list[tuple[str, str]], transaction: str | None = None) -> tuple[int, list[Dataset]]:
-    """N-ACTION; its status, and the reports that came on the same association."""
-    reports: list[Dataset] = []
-
-    def take(event: evt.Event) -> int:
-        report = event.event_information
-        report.event_type = event.event_type
-        reports.append(report)
-        return 0
-
-    ae = AE("STORESCU")
-    ae.add_requested_context(StorageCommitmentPushModel)
-    association = ae.associate(
-        "127.0.0.1", door.port, ae_title="RADNODE", evt_handlers=[(evt.EVT_N_EVENT_REPORT, take)]
-    )
-    assert association.is_established
+def ask(door: Door, references: list[tuple[str, str]], transaction: str | None = None) -> tuple[int, Dataset | None]:
+    """N-ACTION; its status, and the report that came on the same association, with its event type as `event_type`."""
     request = Dataset()
     request.TransactionUID = generate_uid() if transaction is None else transaction
     request.ReferencedSOPSequence = [Dataset() for _ in references]
     for item, (sop_class, uid) in zip(request.ReferencedSOPSequence, references, strict=True):
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, uid
-    status, _ = association.send_n_action(request, 1, StorageCommitmentPushModel, WELL_KNOWN)
-    deadline = time.monotonic() + 5
-    while status.Status == 0 and not reports and time.monotonic() < deadline:
-        time.sleep(0.02)
-    association.release()
-    return status.Status, reports
+    action = command(
+        {
+            0x0003: PUSH_MODEL.encode(),
+            0x0100: b"\x30\x01",
+            0x0110: b"\x01\x00",
+            0x0800: b"\x00\x00",
+            0x1001: WELL_KNOWN.encode(),
+            0x1008: b"\x01\x00",
+        }
+    )
+    connection = associate(door.port, syntaxes=(PUSH_MODEL,))
+    connection.sendall(pdus(3, action, is_command=True) + pdus(3, encode(request), is_command=False))
+    status, _ = read_status(connection)
+    report = None
+    if status == 0:
+        elements, data = read_message(connection)
+        assert (elements[0x0100], elements[0x1000]) == (b"\x00\x01", WELL_KNOWN.encode())
+        report = read_dataset(BytesIO(data), is_implicit_VR=False, is_little_endian=True)
+        report.event_type = int.from_bytes(elements[0x1002], "little")
+        heard = {0x0100: b"\x00\x81", 0x0120: elements[0x0110], 0x0800: b"\x01\x01", 0x0900: b"\x00\x00"}
+        connection.sendall(pdus(3, command(heard), is_command=True))
+    release(connection)
+    return status, report
 
 
 def test_what_is_safe_and_what_is_not(door: Door) -> None:
@@ -64,7 +66,7 @@ def test_what_is_safe_and_what_is_not(door: Door) -> None:
     content[-1] ^= 1
     damaged.write_bytes(content)
     absent = generate_uid()
-    status, reports = ask(
+    status, report = ask(
         door,
         [
             (CTImageStorage, images[0].SOPInstanceUID),
@@ -74,7 +76,7 @@ def test_what_is_safe_and_what_is_not(door: Door) -> None:
         ],
     )
     assert status == 0
-    (report,) = reports
+    assert report is not None
     assert report.event_type == 2
     assert [item.ReferencedSOPInstanceUID for item in report.ReferencedSOPSequence] == [images[0].SOPInstanceUID]
     failures = {item.ReferencedSOPInstanceUID: item.FailureReason for item in report.FailedSOPSequence}
@@ -86,7 +88,8 @@ def test_all_safe(door: Door) -> None:
     connection = associate(door.port)
     store_dataset(connection, image)
     release(connection)
-    status, (report,) = ask(door, [(CTImageStorage, image.SOPInstanceUID)], "1.2.3.4.5")
+    status, report = ask(door, [(CTImageStorage, image.SOPInstanceUID)], "1.2.3.4.5")
+    assert report is not None
     assert (status, report.event_type, report.TransactionUID) == (0, 1, "1.2.3.4.5")
     assert "FailedSOPSequence" not in report
 
