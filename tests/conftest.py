@@ -14,7 +14,6 @@ from node.archive.store import Archive
 from node.demo.pacs import Orthanc
 from tests.postgresql import running_postgresql
 
-
 # In CI the same examples each time; new ones are looked for at the desk.
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("desk", deadline=None)
