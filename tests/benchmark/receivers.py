@@ -79,7 +79,8 @@ def storescp(folder: Path) -> Iterator[Receiver]:
 
 @contextlib.contextmanager
 def orthanc(folder: Path) -> Iterator[Receiver]:
-    """Orthanc with its default settings."""
+    """Orthanc with its default settings; it is DCMTK inside, so without Nagle's algorithm too."""
+    os.environ["TCP_NODELAY"] = "1"
     with Orthanc(folder) as running:
         assert running._process is not None
         wait_until(lambda: _echoes(running.port, running.ae_title), 10, "Orthanc listens")
