@@ -39,7 +39,7 @@ MANIFEST: dict[str, Any] = {
         },
         SECOND: {
             "name": "Nodule",
-            "category": ["SCT", "49755003", "Morphologically Altered Structure"],
+            "category": ["SCT", "49755003", "Morphologically Abnormal Structure"],
             "type": ["SCT", "27925004", "Nodule"],
             "anatomic_region": ["SCT", "39607008", "Lung"],
             "laterality": "left",

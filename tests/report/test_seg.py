@@ -162,7 +162,7 @@ def test_what_says_who_made_it(case_of: CaseOf) -> None:
         family = algorithm.AlgorithmFamilyCodeSequence[0]
         assert code_of(family) == ("DCM", "123110", "Artificial Intelligence")
         assert "0123456789abcdef" * 4 in str(algorithm.AlgorithmParameters)
-    assert code_of(first.SegmentedPropertyCategoryCodeSequence[0]) == ("SCT", "123037004", "Anatomical Structure")
+    assert code_of(first.SegmentedPropertyCategoryCodeSequence[0]) == ("SCT", "91723000", "Anatomical Structure")
     assert code_of(first.SegmentedPropertyTypeCodeSequence[0]) == ("SCT", "39607008", "Lung")
     modifier = first.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence[0]
     assert code_of(modifier) == ("SCT", "24028007", "Right")
