@@ -17,6 +17,6 @@ class Code(NamedTuple):
 LATERALITY = {
     "left": Code("SCT", "7771000", "Left"),
     "right": Code("SCT", "24028007", "Right"),
-    "both": Code("SCT", "51440002", "Right and left"),
+    "both": Code("SCT", "51440002", "Bilateral"),
     "unpaired": Code("SCT", "66459002", "Unilateral"),
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from node.dicom.assembly import VolumePlan
@@ -30,8 +32,20 @@ def read_volume(plan: VolumePlan) -> Volume:
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(read_slice, range(len(plan.paths))))
-    unit = "HU" if plan.modality == "CT" else ""
+    unit = _unit(plan.header)
     return Volume(array, plan.grid, plan.slices, plan.series_uid, plan.study_uid, plan.modality, unit, plan.name)
+
+
+def _unit(header: Dataset) -> Literal["HU", "SUVbw", "Bq/ml", ""]:
+    """What the rescaled values are (PS3.3 C.8.2.1, C.8.9.1); GML without SUVType is SUV by body weight."""
+    match header.get("Modality"), header.get("RescaleType") or "HU", header.get("Units"), header.get("SUVType") or "BW":
+        case "CT", "HU", _, _:
+            return "HU"
+        case "PT", _, "GML", "BW":
+            return "SUVbw"
+        case "PT", _, "BQML", _:
+            return "Bq/ml"
+    return ""
 
 
 def _read_slice(plan: VolumePlan, index: int) -> NDArray[np.float32]:

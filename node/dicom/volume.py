@@ -63,6 +63,6 @@ class Volume:
     series_uid: str
     study_uid: str
     modality: str
-    unit: Literal["HU", "SUVbw", ""] = ""  # "" when the values are arbitrary (MR)
+    unit: Literal["HU", "SUVbw", "Bq/ml", ""] = ""  # "" when the values are arbitrary (MR)
     name: str = ""  # what tells this volume from others of its series; "" for the only one
     attributes: dict[str, str] = field(default_factory=dict)  # DICOM keyword to text, of the series

@@ -70,7 +70,7 @@ class Segment(Section):
     """What one label of the label map means (PS3.3 C.8.20.2, PS3.16 CID 7150, 7151)."""
 
     name: str = Field(min_length=1, max_length=64)  # SegmentLabel is LO
-    category: CodeTriplet = Code("SCT", "123037004", "Anatomical Structure")
+    category: CodeTriplet = Code("SCT", "91723000", "Anatomical Structure")
     type: CodeTriplet
     laterality: Literal["left", "right", "both", "unpaired"] | None = None
     anatomic_region: CodeTriplet | None = None

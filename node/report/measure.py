@@ -52,21 +52,26 @@ def measure_segments(volume: Volume, labelmap: Labelmap, manifest: Manifest) -> 
     """Measure every segment of the manifest.
 
     Volume is the number of voxels times the voxel's volume. One pass over the slices: memory stays at a few slices
-    however many segments there are, and sums are in double precision.
+    however many segments there are. Sums are in double precision and of differences to one voxel of the segment:
+    squares of PET's millions of Bq/ml would cancel.
     """
     size = max(manifest.segments) + 1
     counts, sums, squares = np.zeros(size, np.int64), np.zeros(size), np.zeros(size)
+    origin, seen = np.zeros(size), np.zeros(size, bool)  # one value of each segment
     lowest, highest = np.full(size, np.inf), np.full(size, -np.inf)
     for labels, values in zip(labelmap.array, volume.array, strict=True):
         where = labels > 0
         if not where.any():
             continue
         flat, grey = labels[where].astype(np.intp), values[where].astype(np.float64)
-        counts += np.bincount(flat, minlength=size)
-        sums += np.bincount(flat, grey, minlength=size)
-        squares += np.bincount(flat, grey * grey, minlength=size)
         order = np.argsort(flat, kind="stable")
         present, starts = np.unique(flat[order], return_index=True)
+        origin[present] = np.where(seen[present], origin[present], grey[order][starts])
+        seen[present] = True
+        difference = grey - origin[flat]
+        counts += np.bincount(flat, minlength=size)
+        sums += np.bincount(flat, difference, minlength=size)
+        squares += np.bincount(flat, difference * difference, minlength=size)
         lowest[present] = np.minimum(lowest[present], np.minimum.reduceat(grey[order], starts))
         highest[present] = np.maximum(highest[present], np.maximum.reduceat(grey[order], starts))
     measured = []
@@ -76,8 +81,9 @@ def measure_segments(volume: Volume, labelmap: Labelmap, manifest: Manifest) -> 
         if count == 0:
             measured.append(SegmentMeasurements(*common, manifest.measurements))
             continue
-        mean = sums[number] / count
-        deviation = float(np.sqrt(max(0.0, squares[number] / count - mean * mean)))
+        shift = sums[number] / count
+        mean = origin[number] + shift
+        deviation = float(np.sqrt(max(0.0, squares[number] / count - shift * shift)))
         extremes = float(lowest[number]), float(highest[number])
         measured.append(SegmentMeasurements(*common, manifest.measurements, float(mean), deviation, *extremes))
     return tuple(measured)

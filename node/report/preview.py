@@ -13,10 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from node.dicom.volume import Volume
+from node.report.colors import RGB, segment_colors, to_rgb
 from node.report.measure import SegmentMeasurements
 from node.report.subject import Subject
-
-RGB = tuple[int, int, int]
 
 PANEL = 288  # pixels
 GAP = 6
@@ -27,14 +26,6 @@ TEXT: RGB = (232, 234, 237)
 FAINT: RGB = (150, 155, 163)
 WARNING: RGB = (255, 196, 84)
 FILL_OPACITY = 0.32
-_FALLBACK: tuple[RGB, ...] = (
-    (86, 180, 233),
-    (230, 159, 0),
-    (0, 158, 115),
-    (204, 121, 167),
-    (240, 228, 66),
-    (213, 94, 0),
-)
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ def render_preview(subject: Subject, measurements: Sequence[SegmentMeasurements]
     """The page as an RGB image. It carries no patient's name or ID."""
     window = _window(subject.volume)
     panels = _choose_panels(subject, window)
-    colors = segment_colors(subject)
+    colors = {label: to_rgb(color) for label, color in segment_colors(subject.manifest).items()}
     columns = 4
     rows = -(-len(panels) // columns)
     width = 2 * MARGIN + columns * PANEL + (columns - 1) * GAP
@@ -77,14 +68,6 @@ def render_preview(subject: Subject, measurements: Sequence[SegmentMeasurements]
         draw.rectangle((MARGIN, y + 3, MARGIN + 18, y + 21), fill=colors[label])
         draw.text((MARGIN + 30, y), text, fill=TEXT, font=_font(19))
     return page
-
-
-def segment_colors(subject: Subject) -> dict[int, RGB]:
-    """Label value to colour: the manifest's CIELab colour (D50), else one that colour-blind readers tell apart."""
-    colors = {}
-    for number, (label, segment) in enumerate(sorted(subject.manifest.segments.items())):
-        colors[label] = _rgb(segment.color_cielab) if segment.color_cielab else _FALLBACK[number % len(_FALLBACK)]
-    return colors
 
 
 def _choose_panels(subject: Subject, window: tuple[float, float]) -> list[_Panel]:
@@ -185,18 +168,3 @@ def _table_lines(subject: Subject, measurements: Sequence[SegmentMeasurements]) 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
-
-
-def _rgb(lab: tuple[float, float, float]) -> RGB:
-    """CIELab (D50, as PS3.3 C.10.7.1.1 has it) to sRGB: Bradford-adapted to D65, clipped to the gamut."""
-    lightness, a, b = lab
-    fy = (lightness + 16) / 116
-    cube = [(f**3 if f**3 > 216 / 24389 else (116 * f - 16) * 27 / 24389) for f in (fy + a / 500, fy, fy - b / 200)]
-    xyz = np.array(cube) * (0.96422, 1.0, 0.82521)
-    to_srgb = np.array(
-        [[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540], [0.0719453, -0.2289914, 1.4052427]]
-    )
-    linear = np.clip(to_srgb @ xyz, 0, 1)
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    red, green, blue = (int(value) for value in np.rint(encoded * 255))
-    return red, green, blue

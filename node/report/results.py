@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -48,6 +49,12 @@ class Result:
 
 def make_results(subject: Subject, measurements: Sequence[SegmentMeasurements]) -> tuple[Result, ...]:
     """The SEG (when anything was found) and the SR of a run."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The string ")  # highdicom quotes the patient's name
+        return _make_results(subject, measurements)
+
+
+def _make_results(subject: Subject, measurements: Sequence[SegmentMeasurements]) -> tuple[Result, ...]:
     if not any(measured.voxels for measured in measurements):
         return (Result("sr", make_sr(subject, measurements, None)),)
     seg = make_seg(subject)

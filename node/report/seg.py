@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, tzinfo
 from typing import Literal
 
 import highdicom as hd
@@ -13,6 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from node.dicom.codes import LATERALITY, Code
 from node.infer.manifest import Segment
+from node.report.colors import segment_colors
 from node.report.source import complete_header
 from node.report.subject import MANUFACTURER, Subject
 
@@ -41,7 +43,7 @@ def make_seg(subject: Subject, kind: Literal["BINARY", "LABELMAP"] = "BINARY") -
         manufacturer_model_name=f"{subject.model_name} {subject.model_version}"[:64],
         software_versions=f"radnode {subject.node_version}",
         device_serial_number=subject.model_digest[:16],
-        content_label="AI_RESEARCH",
+        content_label="AI_UNVERIFIED",
         content_description=subject.series_description,
         content_creator_name="radnode^AI",
         transfer_syntax_uid=ExplicitVRLittleEndian,
@@ -56,16 +58,33 @@ def make_seg(subject: Subject, kind: Literal["BINARY", "LABELMAP"] = "BINARY") -
 
 
 def stamp(dataset: Dataset, subject: Subject) -> None:
-    """Dates of the job in place of the clock's, so that the same job makes the same bytes."""
-    date, time = subject.created.strftime("%Y%m%d"), subject.created.strftime("%H%M%S.%f")
+    """Dates of the job in place of the clock's, so that the same job makes the same bytes.
+
+    An offset from UTC holds for every time of a data set (PS3.3 C.12.1.1.8), the study's copied ones too. So the job's
+    time is written in the offset of the source images; where they state none, in this machine's time zone without any.
+    """
+    offset = str(subject.sources[0].get("TimezoneOffsetFromUTC") or "").strip()
+    there = subject.created.astimezone(_time_zone(offset))
+    date, time = there.strftime("%Y%m%d"), there.strftime("%H%M%S.%f")
     for keyword in ("InstanceCreationDate", "ContentDate", "SeriesDate"):
         setattr(dataset, keyword, date)
     for keyword in ("InstanceCreationTime", "ContentTime", "SeriesTime"):
         setattr(dataset, keyword, time)
     for item in dataset.get("ContributingEquipmentSequence", ()):
         if "ContributionDateTime" in item:  # highdicom's own entry
-            item.ContributionDateTime = date + time
-    dataset.TimezoneOffsetFromUTC = subject.created.strftime("%z")
+            item.ContributionDateTime = there.strftime("%Y%m%d%H%M%S.%f%z")
+    if _time_zone(offset):
+        dataset.TimezoneOffsetFromUTC = offset
+    elif "TimezoneOffsetFromUTC" in dataset:
+        del dataset.TimezoneOffsetFromUTC
+
+
+def _time_zone(offset: str) -> tzinfo | None:
+    """The time zone of `&ZZXX`; None where it is none."""
+    try:
+        return datetime.strptime(offset, "%z").tzinfo if len(offset) == 5 else None
+    except ValueError:
+        return None
 
 
 def coded(code: Code) -> hd.sr.CodedConcept:
@@ -96,15 +115,18 @@ def _describe(subject: Subject, number: int, label: int) -> SegmentDescription:
         tracking_uid=uid,
         tracking_id=identifier,
         anatomic_regions=[coded(segment.anatomic_region)] if segment.anatomic_region else None,
-        display_color=hd.color.CIELabColor(*segment.color_cielab) if segment.color_cielab else None,
+        display_color=hd.color.CIELabColor(*segment_colors(subject.manifest)[label]),
     )
     _add_laterality(description, segment)
     return description
 
 
 def _add_laterality(description: SegmentDescription, segment: Segment) -> None:
-    """Laterality modifies the type (Segmented Property Type Modifier Code Sequence, PS3.3 table 10-7a, CID 244)."""
+    """Laterality (CID 244) modifies the region of a finding, else the type that names the organ (PS3.3 C.8.20.2)."""
     if segment.laterality is None:
         return
-    modifier = coded(LATERALITY[segment.laterality])
-    description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = Sequence([modifier])
+    modifier = Sequence([coded(LATERALITY[segment.laterality])])
+    if segment.anatomic_region:
+        description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = modifier
+    else:
+        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = modifier

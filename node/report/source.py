@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 from pydicom.dataset import Dataset
 
 # Type 2 attributes of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): present, and empty when unknown.
@@ -27,16 +25,16 @@ def complete_header(source: Dataset) -> Dataset:
 
     References that are incomplete are left out of the copy.
     """
-    header = copy.copy(source)
+    header = source[:]  # shares the elements, not the set of them as copy.copy does
     for keyword in _TYPE_2:
         if keyword not in header:
             setattr(header, keyword, None)
     for keyword in _REFERENCES:
         complete = [item for item in header.get(keyword) or () if _is_reference(item)]
+        if keyword in header:
+            delattr(header, keyword)  # the element is the source's own: another one takes its place
         if complete:
             setattr(header, keyword, complete)
-        elif keyword in header:
-            delattr(header, keyword)
     return header
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from highdicom import sr
 from highdicom.seg import Segmentation
 from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code as PydicomCode
 
 from node.dicom.codes import LATERALITY, Code
+from node.dicom.volume import Volume
 from node.infer.manifest import Measurement, Segment
 from node.report.measure import SegmentMeasurements
 from node.report.seg import coded, stamp, tracking
@@ -18,7 +20,24 @@ from node.report.subject import MANUFACTURER, Subject
 _UNITS = {
     "HU": Code("UCUM", "[hnsf'U]", "Hounsfield unit"),
     "SUVbw": Code("UCUM", "g/ml{SUVbw}", "Standardized Uptake Value body weight"),
+    "Bq/ml": Code("UCUM", "Bq/ml", "Becquerels/milliliter"),
     "": Code("UCUM", "1", "no units"),
+}
+_QUANTITIES = {
+    "HU": codes.DCM.AttenuationCoefficient,
+    "SUVbw": codes.DCM.Suvbw,
+    "Bq/ml": codes.DCM.NuclearMedicineTomographicActivity,
+}
+_ARBITRARY_QUANTITIES = {  # by modality, for values without a unit
+    "CT": codes.DCM.XRayAttenuation,
+    "MR": codes.DCM.MRSignalIntensity,
+    "PT": codes.DCM.NuclearMedicineTomographicActivity,
+    "NM": codes.DCM.NuclearMedicineTomographicActivity,
+}
+_PROCEDURES = {
+    "CT": codes.LN.CTUnspecifiedBodyRegion,
+    "MR": codes.LN.MRIUnspecifiedBodyRegion,
+    "PT": codes.LN.PETUnspecifiedBodyRegion,
 }
 _DERIVATIONS = {
     Measurement.MEAN: codes.SCT.Mean,
@@ -49,7 +68,8 @@ def make_sr(
                 ),
             )
         ),
-        procedure_reported=_procedure(subject),
+        # CID 100: the modality's own term; which region, the codes of the segments say.
+        procedure_reported=_PROCEDURES.get(subject.volume.modality, codes.SCT.ImagingProcedure),
         imaging_measurements=[
             _measure(subject, number, measured, seg)
             for number, measured in enumerate(measurements, 1)
@@ -101,34 +121,30 @@ def _measure(
         finding_category=coded(segment.category),
         finding_sites=_sites(segment),
         algorithm_id=_algorithm(subject),
-        measurements=[
-            _measurement(measured, kind, value)
-            for kind in subject.manifest.measurements
-            if (value := measured.value(kind)) is not None
-        ],
+        measurements=list(_measurements(subject.volume, measured)),
     )
 
 
-def _measurement(measured: SegmentMeasurements, kind: Measurement, value: float) -> sr.Measurement:
-    if kind is Measurement.VOLUME:
-        return sr.Measurement(
-            name=codes.SCT.Volume, value=_decimal(value), unit=sr.CodedConcept("mL", "UCUM", "milliliter")
-        )
-    return sr.Measurement(
-        name=_quantity(measured.unit),
-        value=_decimal(value),
-        unit=coded(_UNITS[measured.unit]),
-        derivation=_DERIVATIONS[kind],
-    )
+def _measurements(volume: Volume, measured: SegmentMeasurements) -> Iterator[sr.Measurement]:
+    """The wanted measurements that have a value and a concept that says what was measured."""
+    quantity = _quantity(volume)
+    for kind in measured.wanted:
+        value = measured.value(kind)
+        if value is None:
+            continue
+        if kind is Measurement.VOLUME:
+            unit = sr.CodedConcept("mL", "UCUM", "milliliter")
+            yield sr.Measurement(name=codes.SCT.Volume, value=_decimal(value), unit=unit)
+        elif quantity is not None:
+            unit = coded(_UNITS[volume.unit])
+            yield sr.Measurement(quantity, value=_decimal(value), unit=unit, derivation=_DERIVATIONS[kind])
 
 
-def _quantity(unit: str) -> sr.CodedConcept:
-    """What the voxel values are (CID 7464 and PS3.16 CID 218)."""
-    if unit == "HU":
-        return sr.CodedConcept("112031", "DCM", "Attenuation Coefficient")
-    if unit == "SUVbw":
-        return sr.CodedConcept("126401", "DCM", "SUVbw")
-    return sr.CodedConcept("110852", "DCM", "MR signal intensity")
+def _quantity(volume: Volume) -> PydicomCode | None:
+    """What the voxel values are (CID 218 Quantitative Image Features); None where no concept says it."""
+    if volume.unit:
+        return _QUANTITIES[volume.unit]
+    return _ARBITRARY_QUANTITIES.get(volume.modality)
 
 
 def _decimal(value: float) -> float:
@@ -171,13 +187,3 @@ def _algorithm(subject: Subject) -> sr.AlgorithmIdentification:
         parameters=[f"{name}: {value}" for name, value in subject.algorithm_parameters().items()],
         manufacturer=MANUFACTURER,
     )
-
-
-def _procedure(subject: Subject) -> sr.CodedConcept:
-    """Procedure reported (CID 100): the modality's own term, as far as the images say no more."""
-    known = {
-        "CT": sr.CodedConcept("77477000", "SCT", "Computed Tomography X-Ray"),
-        "MR": sr.CodedConcept("113091000", "SCT", "Magnetic Resonance Imaging"),
-        "PT": sr.CodedConcept("82918005", "SCT", "Positron Emission Tomography"),
-    }
-    return known.get(subject.volume.modality, sr.CodedConcept("363679005", "SCT", "Imaging procedure"))

@@ -43,8 +43,8 @@ class Subject:
 
     @property
     def series_description(self) -> str:
-        """What a viewer lists the result under (LO, 64 characters)."""
-        return f"AI {self.model_name} {self.model_version} RESEARCH"[:64]
+        """What a viewer lists the result under (LO, 64 characters); what matters most stands first."""
+        return f"AI unverified: {self.model_name} {self.model_version}"[:64]
 
     def algorithm_parameters(self) -> dict[str, str]:
         """What the result depends on beside the images, by name."""

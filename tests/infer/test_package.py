@@ -31,7 +31,7 @@ overrides: {inferer#overlap: 0.25}
 segments:
   1:
     name: Left lung
-    category: [SCT, 123037004, Anatomical Structure]
+    category: [SCT, 91723000, Anatomical Structure]
     type: [SCT, 39607008, Lung]
     laterality: left
     color_cielab: [70, 10, -20.5]
@@ -72,7 +72,7 @@ def test_package_is_read_as_typed_values(build: Build) -> None:
     assert manifest.segments[1].type == Code("SCT", "39607008", "Lung")
     assert isinstance(manifest.segments[1].type, Code)
     assert manifest.segments[1].color_cielab == (70, 10, -20.5)
-    assert manifest.segments[2].category == Code("SCT", "123037004", "Anatomical Structure")
+    assert manifest.segments[2].category == Code("SCT", "91723000", "Anatomical Structure")
     assert manifest.measurements == (Measurement.VOLUME, Measurement.MEAN, Measurement.STANDARD_DEVIATION)
     assert manifest.overrides == {"inferer#overlap": 0.25}
     assert manifest.label_names == {1: "Left lung", 2: "Right lung"}

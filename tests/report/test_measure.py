@@ -1,0 +1,79 @@
+"""Measurements against numpy, one segment at a time, in double precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from node.dicom.volume import Grid, SliceRef, Volume
+from node.infer.manifest import Manifest, Measurement
+from node.infer.results import Labelmap
+from node.report.measure import SegmentMeasurements, measure_segments
+from tests.report.cases import FIRST, MANIFEST, SECOND
+
+SHAPE = (4, 5, 6)
+# Sheared and with a negative direction: the voxel's volume is the determinant, not the product of the spacings.
+AFFINE = np.array([[0.5, 0.0, 0.0, 7.0], [0.0, -0.8, 1.0, -3.0], [0.0, 0.0, 2.5, 11.0], [0.0, 0.0, 0.0, 1.0]])
+VOXEL_ML = 0.5 * 0.8 * 2.5 / 1000
+
+
+def measure(values: np.ndarray, labels: np.ndarray, unit: str = "HU") -> dict[int, SegmentMeasurements]:
+    grid = Grid(SHAPE, AFFINE, "1.2")
+    slices = tuple(SliceRef("1.2", f"1.2.{index}") for index in range(SHAPE[0]))
+    volume = Volume(values.astype(np.float32), grid, slices, "1.3", "1.4", "CT", unit)  # pyright: ignore[reportArgumentType]
+    measured = measure_segments(volume, Labelmap(labels.astype(np.uint16), grid), Manifest.model_validate(MANIFEST))
+    return {measurements.number: measurements for measurements in measured}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    labels=arrays(np.uint16, SHAPE, elements=st.sampled_from([0, FIRST, SECOND])),
+    values=arrays(np.float32, SHAPE, elements=st.floats(-3000, 60000, width=32)),
+)
+def test_every_measurement_is_numpy_s(labels: np.ndarray, values: np.ndarray) -> None:
+    for label, measured in measure(values, labels).items():
+        wanted = values[labels == label].astype(np.float64)
+        assert measured.voxels == wanted.size
+        assert measured.volume_ml == pytest.approx(wanted.size * VOXEL_ML, rel=1e-12)
+        if not wanted.size:
+            assert [measured.value(kind) for kind in Measurement] == [0.0, None, None, None, None]
+            continue
+        assert measured.mean == pytest.approx(wanted.mean(), rel=1e-9, abs=1e-9)
+        assert measured.standard_deviation == pytest.approx(wanted.std(), rel=1e-7, abs=1e-7)
+        assert (measured.minimum, measured.maximum) == (wanted.min(), wanted.max())
+
+
+@pytest.mark.parametrize("offset", [0.0, 40000.0, 8e6])
+def test_a_small_deviation_of_large_values_is_not_lost(offset: float) -> None:
+    """PET in Bq/ml has values of millions: sums of squares would cancel."""
+    rng = np.random.default_rng(3)
+    values = (offset + rng.integers(0, 3, SHAPE)).astype(np.float32)
+    labels = np.where(rng.random(SHAPE) < 0.5, FIRST, SECOND)
+    for label, measured in measure(values, labels).items():
+        wanted = values[labels == label].astype(np.float64)
+        assert measured.standard_deviation == pytest.approx(wanted.std(), rel=1e-9)
+
+
+def test_a_uniform_segment_has_no_deviation() -> None:
+    labels = np.full(SHAPE, FIRST)
+    assert measure(np.full(SHAPE, 7654321.0), labels)[FIRST].standard_deviation == 0.0
+
+
+def test_rows_are_what_people_read() -> None:
+    labels = np.zeros(SHAPE, int)
+    labels[1, 2, 3:5] = SECOND
+    values = np.zeros(SHAPE)
+    values[1, 2, 3:5] = (-100.0, 300.0)
+    found = measure(values, labels)
+    assert found[SECOND].rows() == [
+        {"segment": "Nodule", "measurement": "volume", "value": pytest.approx(2 * VOXEL_ML), "unit": "mL"},
+        {"segment": "Nodule", "measurement": "mean", "value": 100.0, "unit": "HU"},
+        {"segment": "Nodule", "measurement": "standard deviation", "value": 200.0, "unit": "HU"},
+        {"segment": "Nodule", "measurement": "minimum", "value": -100.0, "unit": "HU"},
+        {"segment": "Nodule", "measurement": "maximum", "value": 300.0, "unit": "HU"},
+    ]
+    assert [row["measurement"] for row in found[FIRST].rows()] == ["volume"]
+    assert found[FIRST].rows()[0]["value"] == 0.0
