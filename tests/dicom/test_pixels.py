@@ -42,7 +42,7 @@ def test_voxels_of_a_real_series_are_those_of_gdcm(shared_data: Path, folder: st
         else:
             assert np.array_equal(volume.array, expected)
         assert (volume.grid, volume.slices, volume.series_uid) == (plan.grid, plan.slices, plan.series_uid)
-        assert volume.unit == ("HU" if plan.modality == "CT" else "")
+        assert volume.unit == {"CT": "HU", "PT": "SUVbw"}.get(plan.modality, "")
 
 
 def test_one_series_in_four_encodings_has_one_content(shared_data: Path) -> None:
