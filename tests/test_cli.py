@@ -137,3 +137,22 @@ def test_route_explain_says_why(config: Path, shared_data: Path) -> None:
     assert len(says) == 1
     assert "SliceThickness" in says[0]
     assert "8" in says[0]
+
+
+def test_check_looks_at_every_door(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("short\n")
+    (tmp_path / "config.yaml").write_text(
+        """\
+node: {storage: ./var}
+models: {path: [models]}
+receive: {tls: {certificate: node.pem, key: node.key, client_authority: ca.pem}}
+web: {listen: "127.0.0.1:18080", token_file: token}
+"""
+    )
+    done = radnode("check", "--json", "--config", str(tmp_path / "config.yaml"))
+    findings = {finding["what"]: finding for finding in json.loads(done.stdout)}
+    assert done.returncode == 1
+    assert (findings["TLS"]["verdict"], findings["web token"]["verdict"]) == ("wrong", "wrong")
+    assert "node.pem" in findings["TLS"]["says"]
+    assert "16 characters" in findings["web token"]["says"]
+    assert {"port", "TLS port", "web port"} <= set(findings)

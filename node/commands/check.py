@@ -36,7 +36,7 @@ def check(options: Namespace) -> int:
         findings.append(
             Finding("configuration", "good", f"{path}, {len(config.routes)} routes, {len(config.peers)} peers")
         )
-        for look in (_storage, _models, _routes, _peers, _port, _accelerator):
+        for look in (_storage, _models, _routes, _peers, _ports, _tls, _web, _accelerator):
             findings += look(config)
     if options.json:
         print_json([asdict(finding) for finding in findings])
@@ -109,23 +109,51 @@ def _peers(config: Config) -> Iterator[Finding]:
             yield Finding(f"peer {name}", "good", f"{address} answered C-ECHO in {seconds * 1000:.0f} ms")
 
 
-def _port(config: Config) -> Iterator[Finding]:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.node.host, config.node.port))
-        except PermissionError:
-            yield Finding(
-                "port", "wrong", f"this user may not listen on port {config.node.port}: see docs/install.md, port 104"
-            )
-        except OSError as error:
-            yield Finding(
-                "port",
-                "note",
-                f"{config.node.host}:{config.node.port} is taken ({error.strerror}): by a running radnode?",
-            )
-        else:
-            yield Finding("port", "good", f"{config.node.host}:{config.node.port} is free")
+def _ports(config: Config) -> Iterator[Finding]:
+    doors = [("port", config.node.host, config.node.port)]
+    if config.receive.tls is not None:
+        doors.append(("TLS port", config.node.host, config.receive.tls.port))
+    if config.web is not None:
+        doors.append(("web port", *config.web.listen))
+    for what, host, port in doors:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except PermissionError:
+                says = f"this user may not listen on port {port}: see docs/install.md, port 104"
+                yield Finding(what, "wrong", says)
+            except OSError as error:
+                yield Finding(what, "note", f"{host}:{port} is taken ({error.strerror}): by a running radnode?")
+            else:
+                yield Finding(what, "good", f"{host}:{port} is free")
+
+
+def _tls(config: Config) -> Iterator[Finding]:
+    tls = config.receive.tls
+    if tls is None:
+        return
+    from node.receive.tls import server_context
+
+    try:
+        server_context(tls.certificate, tls.key, tls.client_authority)
+    except RadnodeError as error:
+        yield Finding("TLS", "wrong", str(error))
+    else:
+        yield Finding("TLS", "good", f"{tls.certificate} and its key fit; senders need one of {tls.client_authority}")
+
+
+def _web(config: Config) -> Iterator[Finding]:
+    if config.web is None or config.web.token_file is None:
+        return
+    from node.web.token import read_token
+
+    try:
+        read_token(config.web.token_file)
+    except RadnodeError as error:
+        yield Finding("web token", "wrong", str(error))
+    else:
+        yield Finding("web token", "good", f"{config.web.token_file} can be read")
 
 
 def _accelerator(config: Config) -> Iterator[Finding]:

@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import uvicorn
 from anyio import to_thread
@@ -24,10 +23,10 @@ from node import __version__
 from node.archive import schema
 from node.archive.store import Archive
 from node.config import Config
-from node.errors import RadnodeError
 from node.receive.limits import Limits, Watermark
 from node.receive.listener import listen
 from node.web.stow import Stow
+from node.web.token import read_token
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ def make_application(archive: Archive, config: Config) -> ASGIApp:
             Route("/dicom-web/studies/{study}", store, methods=["POST"]),
         ]
     )
-    token = None if config.web.token_file is None else _read_token(config.web.token_file)
+    token = None if config.web.token_file is None else read_token(config.web.token_file)
     return application if token is None else _Guard(application, token)
 
 
@@ -96,16 +95,6 @@ def _health(archive: Archive) -> Response:
         _log.error("health: database: %s", type(error).__name__)
         return JSONResponse({"status": "failing", "database": "does not answer", "version": __version__}, 503)
     return JSONResponse({"status": "serving", "version": __version__})
-
-
-def _read_token(file: Path) -> str:
-    try:
-        token = file.read_text().splitlines()[0].strip()
-    except (OSError, IndexError, UnicodeDecodeError) as error:
-        raise RadnodeError(f"web.token_file: {file} cannot be read: {error}") from error
-    if len(token) < 16:
-        raise RadnodeError(f"web.token_file: the first line of {file} must have 16 characters or more")
-    return token
 
 
 class _Guard:
