@@ -40,7 +40,7 @@ class _Panel:
 
 
 def render_preview(subject: Subject, measurements: Sequence[SegmentMeasurements]) -> Image.Image:
-    """The page as an RGB image. It carries no patient's name or ID."""
+    """The page as a palette image, which makes a PNG a third of the size. It carries no patient's name or ID."""
     window = _window(subject.volume)
     panels = _choose_panels(subject, window)
     colors = {label: to_rgb(color) for label, color in segment_colors(subject.manifest).items()}
@@ -53,7 +53,7 @@ def render_preview(subject: Subject, measurements: Sequence[SegmentMeasurements]
     draw = ImageDraw.Draw(page)
     draw.text((MARGIN, 16), subject.manifest.title, fill=TEXT, font=_font(26))
     draw.text((MARGIN, 54), f"{subject.model_name} {subject.model_version}", fill=FAINT, font=_font(16))
-    banner = "RESEARCH USE ONLY - computed, unverified"
+    banner = "AI, NOT VERIFIED - research use only"
     draw.text((width - MARGIN, 22), banner, fill=WARNING, font=_font(20), anchor="ra")
     described = (
         f"{subject.volume.modality}, {subject.volume.grid.shape[0]} slices, series ...{subject.volume.series_uid[-14:]}"
@@ -67,7 +67,20 @@ def render_preview(subject: Subject, measurements: Sequence[SegmentMeasurements]
         y = top + 30 * line
         draw.rectangle((MARGIN, y + 3, MARGIN + 18, y + 21), fill=colors[label])
         draw.text((MARGIN + 30, y), text, fill=TEXT, font=_font(19))
-    return page
+    return page.quantize(palette=_palette(list(colors.values())), dither=Image.Dither.NONE)
+
+
+def _palette(colors: Sequence[RGB]) -> Image.Image:
+    """The page's own colours: 40 greys, and each segment's colour and shades of it over grey, as far as 256 reach."""
+    entries = [BACKGROUND, TEXT, FAINT, WARNING, *((v, v, v) for v in np.linspace(0, 255, 40).astype(int).tolist())]
+    room = (256 - len(entries)) // len(colors)
+    shades = np.linspace(0, 255, min(24, room - 1)) if room > 1 else ()
+    for color in colors[: 256 - len(entries)]:
+        entries.append(color)
+        entries += [tuple(int(v * (1 - FILL_OPACITY) + part * FILL_OPACITY) for part in color) for v in shades]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for entry in entries for part in entry])
+    return palette
 
 
 def _choose_panels(subject: Subject, window: tuple[float, float]) -> list[_Panel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -108,6 +109,39 @@ def test_dcmqi_reads_our_measurements(case: Case, request: pytest.FixtureRequest
             assert (measured["units"]["CodingSchemeDesignator"], measured["units"]["CodeValue"]) == unit
             found[measured["derivationModifier"]["CodeValue"]] = float(measured["value"])
         assert found == pytest.approx(known, rel=2e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("modality", "changes", "quantity", "unit"),
+    [
+        ("sarcoma_pet", {"Units": "BQML"}, ("110821", "Nuclear Medicine Tomographic Activity"), "Bq/ml"),
+        ("sarcoma_pet", {"Units": "GML", "SUVType": "BW"}, ("126401", "SUVbw"), "g/ml{SUVbw}"),
+        ("sarcoma_pet", {"Units": "GML", "SUVType": "LBM"}, ("110821", "Nuclear Medicine Tomographic Activity"), "1"),
+        ("sarcoma_pet", {"Modality": "OT"}, None, ""),
+        ("siemens_ct", {"RescaleType": "US"}, ("110850", "X-Ray Attenuation"), "1"),
+    ],
+)
+def test_quantity_and_unit_follow_the_header(
+    case_of: CaseOf, tmp_path: Path, modality: str, changes: dict[str, str], quantity: tuple[str, str] | None, unit: str
+) -> None:
+    headers = []
+    for header in case_of(modality).plan.headers:
+        headers.append(header[:])
+        for keyword, value in changes.items():
+            if keyword in headers[-1]:
+                delattr(headers[-1], keyword)
+            setattr(headers[-1], keyword, value)
+    plan = dataclasses.replace(case_of(modality).plan, headers=tuple(headers), modality=headers[0].Modality)
+    case = make_case(plan, draw_mask(plan.grid.shape), tmp_path)
+    measured = [item for item in items(dcmread(case.files["sr"])) if item.ValueType == "NUM"]
+    found = {
+        (item.ConceptNameCodeSequence[0].CodeValue, item.ConceptNameCodeSequence[0].CodeMeaning): item
+        for item in measured
+        if any(part.ConceptNameCodeSequence[0].CodeValue == "121401" for part in item.get("ContentSequence", ()))
+    }
+    assert found.keys() == ({quantity} if quantity else set())
+    for item in found.values():
+        assert item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodeValue == unit
 
 
 def test_flags_and_observer(case: Case) -> None:
