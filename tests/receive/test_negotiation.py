@@ -40,7 +40,6 @@ NEW_STANDARD_CLASS = "1.2.840.10008.5.1.4.1.1.9999"
 def ask(
     contexts: list[tuple[str, list[str]]], extra: Sequence[object] = (), **how: object
 ) -> tuple[Agreement, A_ASSOCIATE]:
-[Agreement, A_ASSOCIATE]:  # type: ignore[assignment]
     """Negotiate; the agreement and the A-ASSOCIATE-AC as the peer reads it."""
     request = A_ASSOCIATE()
     request.application_context_name = "1.2.840.10008.3.1.1.1"
