@@ -13,6 +13,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NoReturn
 
 from node.receive.admission import Admission, Pace, Places, Refusal, Reject, Sender
 from node.receive.commitment import Commitment
@@ -29,7 +30,7 @@ from node.receive.negotiation import (
     negotiate,
 )
 from node.receive.storage import Answer, Storage, StorageSession
-from node.receive.wire import AbortReason, PeerGone, Violation, Wire
+from node.receive.wire import AbortReason, Fragment, PeerGone, Violation, Wire
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +105,6 @@ class Association:
         decision = self._services.admission.decide(called.called_ae_title, called.calling_ae_title, self.address)
         if isinstance(decision, Refusal):
             self._refuse(decision)
-            return
         self._sender = decision
         with self._services.places.take(decision, self.address) as full:
             if full is not None:
@@ -126,7 +126,7 @@ class Association:
             with self._storage:
                 self._converse()
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: Refusal) -> NoReturn:
         _log.warning("audit: association refused for %s: %s", self.address, refusal.why)
         self.wire.send_reject(*refusal.reject.value)
         raise _Finished
@@ -230,7 +230,7 @@ class Association:
             if fragment.is_last:
                 return
 
-    def _next_fragment(self):
+    def _next_fragment(self) -> Fragment:
         fragment = self.wire.read_fragment()
         if fragment is None:  # the wire refuses a release within a message
             raise Violation("the association ends within a message", AbortReason.UNEXPECTED_PDU)

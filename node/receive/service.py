@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import threading
 from collections.abc import Callable
@@ -31,9 +32,11 @@ def receive_until(stop: threading.Event, archive: Archive, config: Config, *, re
     watermark = Watermark(archive.storage, config.keep.free_disk)
     services = _services(archive, config, watermark)
     with ExitStack() as stack:
-        doors: list[tuple] = [(stack.enter_context(listen(config.node.host, config.node.port)), None)]
+        doors: list[tuple[socket.socket, ssl.SSLContext | None]] = [
+            (stack.enter_context(listen(config.node.host, config.node.port)), None)
+        ]
         if (tls := config.receive.tls) is not None:
-            context: ssl.SSLContext = server_context(tls.certificate, tls.key, tls.client_authority)
+            context = server_context(tls.certificate, tls.key, tls.client_authority)
             doors.append((stack.enter_context(listen(config.node.host, tls.port)), context))
         listener = Listener(services, doors)
         listener.start()
