@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from pydicom.dataset import Dataset
 
@@ -10,9 +12,10 @@ from node.errors import InputRefused
 from node.infer.results import Labelmap
 
 
-def read_labelmap(seg: Dataset, volume: Volume) -> Labelmap:
+def read_labelmap(seg: Dataset, volume: Volume, labels: Sequence[int]) -> Labelmap:
     """The label map of a BINARY or LABELMAP segmentation (PS3.3 A.51) whose frames refer to slices of `volume`.
 
+    `labels` are the model's label values of segments 1, 2 and so on, as `make_seg` numbered them.
     Frames find their slice by the source image that they derive from, never by their order. Raises `InputRefused` for
     a frame that refers to an image outside the volume, or has another size.
     """
@@ -31,8 +34,8 @@ def read_labelmap(seg: Dataset, volume: Volume) -> Labelmap:
         if number is None:
             raise InputRefused(f"the SEG refers to image {uid}, which is not in the volume")
         if seg.SegmentationType == "LABELMAP":
-            labelmap[number] = frame
+            labelmap[number] = np.array([0, *labels], np.uint16)[frame]
         else:
             segment = int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
-            labelmap[number][frame > 0] = segment
+            labelmap[number][frame > 0] = labels[segment - 1]
     return Labelmap(labelmap, volume.grid)

@@ -90,8 +90,8 @@ def test_highdicom_and_our_own_reader_read_our_mask(case: Case) -> None:
     pixels = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
     assert np.array_equal(pixels[..., 0] > 0, array == FIRST)
     assert np.array_equal(pixels[..., 1] > 0, array == SECOND)
-    ours = read_labelmap(dcmread(case.files["seg"]), case.analysis.volume).array
-    assert np.array_equal(ours, np.select([array == FIRST, array == SECOND], [1, 2]))
+    ours = read_labelmap(dcmread(case.files["seg"]), case.analysis.volume, (FIRST, SECOND)).array
+    assert np.array_equal(ours, array)
 
 
 def test_every_frame_refers_to_the_image_at_its_position(case: Case) -> None:
