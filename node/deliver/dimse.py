@@ -11,7 +11,7 @@ from types import TracebackType
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, build_role
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
@@ -21,6 +21,7 @@ from pynetdicom.sop_class import (
 )
 
 from node.dicom.commitment import WELL_KNOWN_INSTANCE
+from node.dicom.uid import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from node.errors import DeliveryError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -158,6 +159,8 @@ class _Connection:
         self._address = address
         self._roles = list(roles)
         self._ae = AE(ae_title=address.calling_ae_title)
+        self._ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+        self._ae.implementation_version_name = IMPLEMENTATION_VERSION
         self._ae.connection_timeout = CONNECT_TIMEOUT_S
         self._ae.acse_timeout = CONNECT_TIMEOUT_S * 3
         self._ae.dimse_timeout = ANSWER_TIMEOUT_S

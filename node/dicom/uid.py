@@ -1,8 +1,17 @@
-"""UIDs that follow from what an object is, so that the same work done twice makes the same object."""
+"""UIDs: that of this software, and those that follow from what an object is, so that the same work done twice makes the
+same object.
+"""
 
 from __future__ import annotations
 
 import uuid
+from typing import Final
+
+from node import __version__
+
+# Which software wrote a file or speaks on an association (PS3.7 D.3.3.2): a random UUID, made once (PS3.5 B.2).
+IMPLEMENTATION_CLASS_UID: Final = "2.25.108330617341927352713096246189362430381"
+IMPLEMENTATION_VERSION: Final = f"RADNODE_{__version__}"[:16]
 
 # The namespace of radnode's name-based UUIDs. Changing it changes the UID of every result.
 _NAMESPACE = uuid.UUID("6b1f1f64-9a3e-5d0c-8b5e-2a7c40d6e1f3")

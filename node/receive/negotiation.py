@@ -25,17 +25,14 @@ from pynetdicom.pdu_primitives import (
 from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
 from pynetdicom.sop_class import _STORAGE_CLASSES
 
-import node
 from node.dicom.identity import is_uid
+from node.dicom.uid import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from node.receive.header import TRANSFER_SYNTAXES
 from node.receive.wire import Violation
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 VERIFICATION = "1.2.840.10008.1.1"
 STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
-# Derived from a random UUID (PS3.5 B.2), once, for this implementation.
-IMPLEMENTATION_CLASS_UID = "2.25.108330617341927352713096246189362430381"
-IMPLEMENTATION_VERSION = f"RADNODE_{node.__version__}"[:16]
 
 STORAGE_CLASSES = frozenset(str(uid) for uid in _STORAGE_CLASSES.values())
 _NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)

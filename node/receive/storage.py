@@ -17,11 +17,12 @@ from node.archive.files import Digester, SpoolFile
 from node.archive.ingest import Outcome
 from node.archive.store import Archive
 from node.dicom.identity import is_uid
+from node.dicom.uid import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from node.errors import ArchiveError, ArchiveFull, InstanceRefused
 from node.receive.dimse import Command, Element, Status
 from node.receive.header import HeaderScan
 from node.receive.limits import Limits, Watermark
-from node.receive.negotiation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION, AcceptedContext
+from node.receive.negotiation import AcceptedContext
 from node.receive.wire import AbortReason, Violation
 
 _log = logging.getLogger(__name__)

@@ -10,14 +10,11 @@ from io import BytesIO
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
+from node.dicom.uid import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from node.report.measure import SegmentMeasurements
 from node.report.seg import make_seg
 from node.report.sr import make_sr
 from node.report.subject import Subject
-
-# The root of radnode's own implementation (PS3.7 D.3.3.2): which software wrote the file.
-IMPLEMENTATION_CLASS_UID = UID("2.25.163728273517563512563417238191734256671")
-IMPLEMENTATION_VERSION_NAME = "RADNODE"
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,8 @@ class Result:
     def encode(self) -> bytes:
         """The DICOM file (PS3.10): the same bytes for the same object."""
         meta = self.dataset.file_meta  # pyright: ignore[reportAttributeAccessIssue]
-        meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
-        meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+        meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+        meta.ImplementationVersionName = IMPLEMENTATION_VERSION
         buffer = BytesIO()
         self.dataset.save_as(buffer, enforce_file_format=True)
         return buffer.getvalue()
