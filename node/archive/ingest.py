@@ -270,7 +270,8 @@ class Ingest:
         """After a failure leave nothing of an instance that was not kept; leave all when the database can't tell."""
         try:
             connection = self._open_connection()
-            known = self._statements.owner.one(connection.cursor(), {"path": arrival.path.as_posix()})
+            wanted = {"uid": arrival.identity.sop_instance_uid, "path": arrival.path.as_posix()}
+            known = self._statements.owner.one(connection.cursor(), wanted)
             connection.rollback()
         except self._failures:
             self._drop_connection()
@@ -340,7 +341,8 @@ class _Statements:
         studies, series, instances = schema.studies, schema.series, schema.instances
         known = select(instances.c.sha256, instances.c.path).where(instances.c.sop_instance_uid == bindparam("uid"))
         self.known = _Statement(known, dialect)
-        self.owner = _Statement(select(instances.c.id).where(instances.c.path == bindparam("path")), dialect)
+        owner = known.where(instances.c.path == bindparam("path"))
+        self.owner = _Statement(owner, dialect)
         joined = studies.outerjoin(
             series, (series.c.study_id == studies.c.id) & (series.c.series_uid == bindparam("series"))
         )

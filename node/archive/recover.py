@@ -84,23 +84,39 @@ def _settle(archive: Archive, path: Path) -> str | None:
 
 def _settle_named(archive: Archive, path: Path) -> str:
     """A file with a second name: whether a row stands behind it."""
-    dataset = dcmread(path, stop_before_pixels=True, specific_tags=list(IDENTITY_KEYWORDS))
-    identity = read_identity(dataset, dataset.file_meta.TransferSyntaxUID)
-    relative = instance_path(identity, path.name.removesuffix(SPOOL_SUFFIX))
-    columns = schema.instances.c
-    with archive.database.read() as connection:
-        row = connection.scalar(
-            select(columns.id).where(
-                columns.sop_instance_uid == identity.sop_instance_uid, columns.path == relative.as_posix()
-            )
-        )
-    if row is not None:
+    token = path.name.removesuffix(SPOOL_SUFFIX)
+    try:
+        dataset = dcmread(path, stop_before_pixels=True, specific_tags=list(IDENTITY_KEYWORDS))
+        identity = read_identity(dataset, dataset.file_meta.TransferSyntaxUID)
+    except Exception:  # only where nothing was synced (durability: relaxed) is a named file not whole
+        return _settle_damaged(archive, token)
+    relative = instance_path(identity, token)
+    if _has_row(archive, relative, identity.sop_instance_uid):
         return "kept"
     remove([archive.storage / relative])
     quarantined = archive.storage / "quarantine" / quarantine_name(identity.sop_instance_uid, path)
     if quarantined.exists() and not _is_told(archive, identity.study_uid, quarantined.name):
         remove([quarantined])  # the sender was not told; it comes again
     return "unacknowledged"
+
+
+def _settle_damaged(archive: Archive, token: str) -> str:
+    """A named file without its content: removed where no row stands behind it, else `_report_missing` tells."""
+    for final in (archive.storage / "instances").glob(f"*/*/*-{token}.dcm"):
+        if _has_row(archive, final.relative_to(archive.storage)):
+            return "kept"
+        remove([final])
+    return "fragments"
+
+
+def _has_row(archive: Archive, relative: Path, sop_instance_uid: str | None = None) -> bool:
+    """Whether a row names this file; without the UID, which has an index, all rows are looked through."""
+    columns = schema.instances.c
+    query = select(columns.id).where(columns.path == relative.as_posix())
+    if sop_instance_uid is not None:
+        query = query.where(columns.sop_instance_uid == sop_instance_uid)
+    with archive.database.read() as connection:
+        return connection.scalar(query.limit(1)) is not None
 
 
 def _is_told(archive: Archive, study_uid: str, name: str) -> bool:

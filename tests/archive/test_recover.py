@@ -95,3 +95,19 @@ def test_a_clean_stop_makes_the_next_start_short(archive: Archive, tmp_path: Pat
     began = time.perf_counter()
     assert not recover(archive), "what was looked at before is not looked at again"
     assert time.perf_counter() - began < 1
+
+
+def test_a_named_file_without_its_content_goes(archive: Archive, tmp_path: Path) -> None:
+    """As a power cut leaves it where nothing was synced; with a row behind it, it raises the alarm."""
+    damaged, identity = left_behind(archive, named=True)
+    final = archive.storage / instance_path(identity, damaged.stem)
+    damaged.write_bytes(b"")
+    assert recover(archive) == Recovered(fragments=1)
+    assert not final.exists()
+    make_images(tmp_path / "images", 1, rows=16)
+    list(import_path(tmp_path / "images", archive))
+    (instance,) = archive.instances(1)
+    final = archive.storage / instance.path
+    (archive.storage / "spool" / f"{final.stem.split('-')[1]}.part").hardlink_to(final)
+    final.write_bytes(b"")
+    assert recover(archive) == Recovered(kept=1, missing=1)

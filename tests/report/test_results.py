@@ -13,6 +13,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from node import __version__
 from node.report.results import make_results
 from tests.report.cases import SECOND, Case, draw_mask, make_case, make_package, run
 from tests.report.conftest import CaseOf
@@ -94,7 +95,7 @@ def test_all_uids_are_valid_and_no_two_objects_share_one(case: Case) -> None:
 def test_files_say_which_software_wrote_them(case_of: CaseOf) -> None:
     for file in case_of("siemens_ct").files.values():
         meta = dcmread(file).file_meta
-        assert meta.ImplementationVersionName == "RADNODE"
+        assert meta.ImplementationVersionName == f"RADNODE_{__version__}"
         assert meta.ImplementationClassUID.startswith("2.25.")
         run("dcmftest", file)
 
