@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -46,6 +48,27 @@ class Storage:
         self.archive = archive
         self.limits = limits
         self.watermark = watermark
+        self._cores = len(os.sched_getaffinity(0))
+        self._storing = 0
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def storing(self) -> Iterator[None]:
+        """Count an association while it stores."""
+        with self._lock:
+            self._storing += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._storing -= 1
+
+    @property
+    def has_core_to_spare(self) -> bool:
+        """Whether a second thread per storing association pays: with fewer cores it costs (measured: four
+        associations on two cores, -25 %).
+        """
+        return 2 * self._storing <= self._cores
 
 
 class StorageSession:
@@ -56,6 +79,7 @@ class StorageSession:
     """
 
     def __init__(self, storage: Storage):
+        self._storage = storage
         self._archive = storage.archive
         self._limits = storage.limits
         self._watermark = storage.watermark
@@ -81,9 +105,10 @@ class StorageSession:
 
         All of them are read, whatever the answer is. `PeerGone` and `Violation` of the wire leave nothing behind.
         """
-        answer = self._store(request, context, sender, fragments)
-        for _ in fragments:  # what was refused half-way comes to its end before the answer
-            pass
+        with self._storage.storing():
+            answer = self._store(request, context, sender, fragments)
+            for _ in fragments:  # what was refused half-way comes to its end before the answer
+                pass
         return answer
 
     def tidy(self) -> None:
@@ -92,7 +117,13 @@ class StorageSession:
             self._spent.close()
             self._spent = None
             with contextlib.suppress(ArchiveError):  # the next image asks again, and hears why
-                self._spare = self._archive.spool_file(self._digester)
+                self._spare = self._new_file()
+
+    def _new_file(self) -> SpoolFile:
+        if not self._storage.has_core_to_spare:
+            return self._archive.spool_file()
+        self._digester = self._digester or Digester()
+        return self._archive.spool_file(self._digester)
 
     def _store(
         self, request: Command, context: AcceptedContext, sender: str, fragments: Iterator[memoryview]
@@ -105,8 +136,7 @@ class StorageSession:
             return Answer(Status.CANNOT_UNDERSTAND, "Affected SOP Instance UID is not a UID")
         try:
             self._watermark.check()
-            self._digester = self._digester or Digester()
-            spooled = self._spent = self._spare or self._archive.spool_file(self._digester)
+            spooled = self._spent = self._spare or self._new_file()
             self._spare = None
             spooled.write(file_header(sop_class, sop_instance, context.transfer_syntax, sender), hashed=False)
             scan = HeaderScan(context.transfer_syntax, maximum_inflated_bytes=self._limits.maximum_inflated_bytes)
