@@ -94,8 +94,7 @@ class SpoolFile:
 
     def close(self) -> None:
         """The same as the end of the context."""
-        if self._digester is not None:
-            self._digester.wait()  # it reads from the descriptor
+        self._wait_for_digest()  # which reads from the descriptor
         if not self._leave:
             with contextlib.suppress(OSError):  # recovery sweeps what cannot be removed now
                 os.unlink(self.path)
@@ -105,10 +104,9 @@ class SpoolFile:
     @property
     def sha256(self) -> str:
         """Digest (hex) of what was written with `hashed` so far; `ArchiveError` when the disk does not give it back."""
-        if self._digester is not None:
-            self._digester.wait()
-            if self._digest_error is not None:
-                raise archive_error(self._digest_error, "read from the spool") from self._digest_error
+        self._wait_for_digest()
+        if self._digest_error is not None:
+            raise archive_error(self._digest_error, "read from the spool") from self._digest_error
         return self._digest.hexdigest()
 
     def write(self, data: bytes | bytearray | memoryview, *, hashed: bool = True) -> None:
@@ -130,6 +128,10 @@ class SpoolFile:
             self._digester.follow(self, self.size)
         else:
             self._digested = self.size
+
+    def _wait_for_digest(self) -> None:
+        if self._digester is not None and self._digested < self.size:
+            self._digester.wait()
 
     def digest_to(self, end: int) -> None:
         """Digest the file's bytes up to the offset `end`; for the digester's thread."""
