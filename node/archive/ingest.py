@@ -29,7 +29,6 @@ from node.archive import schema
 from node.archive.database import Database
 from node.archive.files import SpoolFile, archive_error, dataset_offset, file_sha256, remove, sync_folder
 from node.archive.records import StudyState
-from node.archive.sameness import same_object
 from node.dicom.identity import Identity
 from node.errors import ArchiveError
 
@@ -86,6 +85,8 @@ class Ingest:
         outcome = self._commit(arrival)
         if outcome is None:
             # The UID is here in other bytes: outside of the lock see whether it is the same object in another encoding.
+            from node.archive.sameness import same_object  # loads the decoders; commands that only list need none
+
             if same_object(self._storage / arrival.known_path, spooled.path):
                 remove([self._storage / arrival.path])
                 return Outcome.DUPLICATE

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pydicom.dataset import Dataset
+if TYPE_CHECKING:  # commands that only list load no pydicom
+    from pydicom.dataset import Dataset
 
 # PS3.5 9.1: components of digits without leading zeros, at most 64 characters. `fullmatch` matters: `$` allows a
 # newline.
