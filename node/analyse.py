@@ -11,7 +11,8 @@ from node import __version__
 from node.dicom.assembly import VolumePlan
 from node.dicom.pixels import read_volume
 from node.dicom.volume import Volume
-from node.infer.bundle import BundleModel
+from node.errors import OutputRefused
+from node.infer.model import Model
 from node.infer.package import Package
 from node.infer.results import Labelmap
 from node.report.measure import SegmentMeasurements, measure_segments
@@ -35,7 +36,7 @@ class Analysis:
 
 def analyse(
     package: Package,
-    model: BundleModel,
+    model: Model,
     plans: Mapping[str, VolumePlan],
     *,
     key: str,
@@ -63,6 +64,8 @@ def analyse(
     volumes = {name: read_volume(plan) for name, plan in plans.items()}
     begin("infer", "read")
     labelmap = model.predict(volumes)
+    if not isinstance(labelmap, Labelmap):
+        raise OutputRefused("results other than a label map are not reported yet")
     begin("measure", "infer")
     plan, volume = plans[labelmap.input], volumes[labelmap.input]
     measurements = measure_segments(volume, labelmap, package.manifest)

@@ -25,8 +25,8 @@ from node.dicom.assembly import VolumePlan, assemble_volumes
 from node.dicom.header import read_header
 from node.dicom.selection import select_input
 from node.errors import ArchiveError, InputRefused, ModelError, OutputRefused, RadnodeError
-from node.infer.bundle import BundleModel
 from node.infer.device import choose_device
+from node.infer.model import Model, load_model
 from node.infer.package import Package
 from node.infer.shelf import PackageShelf
 from node.queue import (
@@ -73,14 +73,14 @@ class WarmModels:
     def __init__(self, device: str):
         self.device = device
         self._digest = ""
-        self._model: BundleModel | None = None
+        self._model: Model | None = None
 
-    def get(self, package: Package) -> BundleModel:
+    def get(self, package: Package) -> Model:
         """The package's model, loaded."""
         if self._model is None or self._digest != package.digest:
             if self._model is not None:
                 self._model.close()
-            self._model, self._digest = BundleModel(package.folder, package.manifest, self.device), package.digest
+            self._model, self._digest = load_model(package, self.device), package.digest
         return self._model
 
 

@@ -34,10 +34,10 @@ def run(options: Namespace) -> int:
         studies = read_studies(options.path)
         progress.begin("load the model")
         from node.analyse import analyse
-        from node.infer.bundle import BundleModel
         from node.infer.device import choose_device
+        from node.infer.model import load_model
 
-        model = BundleModel(package.folder, package.manifest, choose_device(options.device))
+        model = load_model(package, choose_device(options.device))
         outcomes = []
         for study_uid, headers in studies.items():
             folder = options.out if len(studies) == 1 else options.out / study_uid

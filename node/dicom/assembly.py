@@ -16,7 +16,7 @@ from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
 from node.dicom.identity import is_uid
-from node.dicom.volume import Grid, SliceRef
+from node.dicom.volume import Affine, Grid, SliceRef
 
 ORIENTATION_TOLERANCE = 1e-3  # of a direction cosine
 SPACING_TOLERANCE = 0.02  # relative to the median spacing, or
@@ -28,21 +28,46 @@ _NOT_IMAGES = ("LOCALIZER", "SCREEN SAVE", "DOSE_INFO")
 
 @dataclass(frozen=True)
 class VolumePlan:
-    """A regular volume as its headers describe it."""
+    """A volume as its headers describe it."""
 
     grid: Grid
     slices: tuple[SliceRef, ...]  # in array order: along +(row direction x column direction)
     paths: tuple[Path, ...]  # one per slice
-    headers: tuple[Dataset, ...]  # one per slice
+    headers: tuple[Dataset, ...]  # one per instance as it was sent, in the order of their first slices
+    header: Dataset  # stands for the volume in conditions and ranks: that of its middle slice, a frame's flattened
     series_uid: str
     study_uid: str
     modality: str
-    name: str = ""  # what tells it from other volumes of its series
+    name: str = ""  # what tells it from other volumes of its series: "echo 2", "b 1000"
+    positions_lps: Affine | None = None  # as in `Volume`
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """The frames of one planar instance as its header describes them."""
+
+    frames: tuple[SliceRef, ...]
+    path: Path
+    header: Dataset
+    shape: tuple[int, int, int]  # frames, rows, columns
+    colour: bool
+    series_uid: str
+    study_uid: str
+    modality: str
+    name: str = ""  # what tells it from other images of its series: "image 2"
 
     @property
-    def header(self) -> Dataset:
-        """The header that stands for the volume: that of its middle slice."""
-        return self.headers[len(self.headers) // 2]
+    def headers(self) -> tuple[Dataset, ...]:
+        """One per instance, as a volume's plan has them."""
+        return (self.header,)
+
+    @property
+    def slices(self) -> tuple[SliceRef, ...]:
+        """Its frames, as a volume's plan calls them."""
+        return self.frames
+
+
+InputPlan = VolumePlan | ImagePlan
 
 
 @dataclass(frozen=True)
@@ -60,6 +85,7 @@ class Assembly:
 
     volumes: tuple[VolumePlan, ...]
     refusals: tuple[Refusal, ...]
+    images: tuple[ImagePlan, ...] = ()
 
 
 def assemble_volumes(headers: Mapping[Path, Dataset]) -> Assembly:
@@ -176,6 +202,7 @@ def _assemble(series_uid: str, name: str, images: list[tuple[Path, Dataset]]) ->
         slices=tuple(SliceRef(str(header.SOPClassUID), str(header.SOPInstanceUID)) for _, header in images),
         paths=tuple(path for path, _ in images),
         headers=tuple(header for _, header in images),
+        header=images[len(images) // 2][1],
         series_uid=series_uid,
         study_uid=str(first.get("StudyInstanceUID", "")),
         modality=str(first.get("Modality", "")),

@@ -1,6 +1,7 @@
-"""What a regular volume in patient space is: the grid, its voxels and the slices that they came from.
+"""What a volume in patient space and a planar image are: the grid, the voxels and the slices or frames they came from.
 
-Types only. `node.dicom.assembly` makes volumes from instances; `node.infer` and `node.report` use them.
+Types only. `node.dicom.assembly` plans volumes and images from instances, `node.dicom.pixels` reads their voxels,
+`node.dicom.regrid` makes irregular volumes regular; `node.infer` and `node.report` use them.
 Coordinates are the DICOM patient coordinate system, LPS (+x to the patient's left, +y to posterior, +z to superior;
 PS3.3 C.7.6.2.1.1), in millimetres, at voxel centres.
 """
@@ -43,6 +44,10 @@ class Grid:
         """The same mapping in RAS, as NIfTI and MONAI's MetaTensor want it."""
         return np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine_lps
 
+    def to_lps(self, indices: NDArray[np.floating]) -> Affine:
+        """LPS millimetres (n, 3) of (column, row, slice) indices (n, 3), fractions of voxels included."""
+        return np.asarray(indices, np.float64) @ self.affine_lps[:3, :3].T + self.affine_lps[:3, 3]
+
 
 @dataclass(frozen=True)
 class SliceRef:
@@ -55,7 +60,12 @@ class SliceRef:
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels in real-world units on a regular grid, with the slices that they came from."""
+    """Voxels in real-world units as they were acquired, with the slices that they came from.
+
+    Most volumes lie on a regular, orthogonal grid, and `grid` says all. A sheared stack (gantry tilt) or one of varying
+    spacing has `positions_lps` too: then `grid` is exact for the shear and nominal (the mean step) for the spacing, and
+    `node.dicom.regrid` makes the regular volume that a model sees.
+    """
 
     array: NDArray[np.float32]  # (slices, rows, columns), rescaled
     grid: Grid
@@ -66,3 +76,23 @@ class Volume:
     unit: Literal["HU", "SUVbw", "Bq/ml", ""] = ""  # "" when the values are arbitrary (MR)
     name: str = ""  # what tells this volume from others of its series; "" for the only one
     attributes: dict[str, str] = field(default_factory=dict)  # DICOM keyword to text, of the series
+    positions_lps: Affine | None = None  # (slices, 3): centre of each slice's first voxel; None for a regular volume
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether `grid` is orthogonal and places every slice."""
+        return self.positions_lps is None
+
+
+@dataclass(frozen=True)
+class Image:
+    """Frames of one planar instance (CR, DX, MG, OP, XC, ES, US, SM tiles), which has no place in patient space."""
+
+    array: NDArray[np.float32] | NDArray[np.uint8]  # (frames, rows, columns) grey, rescaled, high is bright; or
+    # (frames, rows, columns, 3) RGB of 8 bits
+    frames: tuple[SliceRef, ...]  # one per frame
+    series_uid: str
+    study_uid: str
+    modality: str
+    spacing_mm: tuple[float, float] | None = None  # between rows, between columns; None where it is not known
+    attributes: dict[str, str] = field(default_factory=dict)

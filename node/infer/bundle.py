@@ -28,7 +28,7 @@ from monai.engines.utils import IterationEvents
 from monai.transforms.spatial.array import SpatialResample
 from numpy.typing import NDArray
 
-from node.dicom.volume import Volume
+from node.dicom.volume import Image, Volume
 from node.errors import ModelError, OutputRefused, RadnodeError
 from node.infer.manifest import Manifest
 from node.infer.results import Labelmap, check_labelmap
@@ -51,13 +51,15 @@ class BundleModel:
         self._modules: dict[str, ModuleType] = {}
         self._evaluator: Any = self._load()
 
-    def predict(self, inputs: Mapping[str, Volume]) -> Labelmap:
+    def predict(self, inputs: Mapping[str, Volume | Image]) -> Labelmap:
         """Run on `inputs` (one volume per input of the manifest); the label map lies on the first input's grid.
 
         Raises `ModelError` when the bundle raises, `OutputRefused` when what it returns is no label map of that grid.
         """
         reference_name = next(iter(self._manifest.inputs))
         reference = inputs[reference_name]
+        if not isinstance(reference, Volume):
+            raise ModelError(f"model {self._folder.name} takes volumes, not planar images")
         if self._evaluator is None:
             self._evaluator = self._load()
         self._memory.volumes = dict(inputs)
@@ -169,14 +171,14 @@ class _MemoryReader(ImageReader):
     """MONAI's image reader for volumes that lie in memory: a name in place of a path, and never a file."""
 
     def __init__(self) -> None:
-        self.volumes: dict[str, Volume] = {}
+        self.volumes: dict[str, Volume | Image] = {}
 
     def verify_suffix(self, filename: Any) -> bool:
         return True
 
     def read(self, data: Any, **kwargs: Any) -> list[Volume]:
         names = [data] if isinstance(data, str) else list(data)
-        return [self.volumes[str(name)] for name in names]
+        return [self.volumes[str(name)] for name in names]  # pyright: ignore[reportReturnType]
 
     def get_data(self, img: list[Volume]) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """(x, y, z), or with several volumes on one grid (channel, x, y, z), with the affine in RAS as MONAI has it."""

@@ -6,9 +6,9 @@ Types only; `node.infer.package` reads the file. The user's description of every
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainValidator
+from pydantic import Field, PlainValidator, model_validator
 
 from node.dicom.codes import Code
 from node.dicom.conditions import When
@@ -56,25 +56,43 @@ class Limits(Section):
     coverage_min_mm: Number | None = Field(default=None, gt=0)  # extent along the slice normal
     age_min_years: Number | None = Field(default=None, ge=0)
     age_max_years: Number | None = Field(default=None, gt=0)
+    contrast: bool | None = None  # whether a contrast agent must (true) or must not (false) have been given
 
 
 class Input(Section):
     """One input of the model: which series it wants and how to choose among candidates."""
 
+    kind: Literal["volume", "image"] = "volume"  # slices in patient space, or frames of a planar image
     when: When = Field(default_factory=When)  # conditions on DICOM keywords
     rank: tuple[Rank, ...] = (Rank.THINNEST, Rank.SOFTEST_KERNEL, Rank.MOST_SLICES)
     limits: Limits = Field(default_factory=Limits)
+    onto_first: bool = False  # resample this input onto the grid of the first one
+    registered: bool = False  # ... after a rigid registration, where its frame of reference is another one
 
 
-class Segment(Section):
-    """What one label of the label map means (PS3.3 C.8.20.2, PS3.16 CID 7150, 7151)."""
+class Finding(Section):
+    """What a label or class of the model's output means (PS3.3 C.8.20.2, PS3.16 CID 7150, 7151)."""
 
     name: str = Field(min_length=1, max_length=64)  # SegmentLabel is LO
     category: CodeTriplet = Code("SCT", "91723000", "Anatomical Structure")
     type: CodeTriplet
     laterality: Literal["left", "right", "both", "unpaired"] | None = None
     anatomic_region: CodeTriplet | None = None
+
+
+class Segment(Finding):
+    """What one label of the label map means, and how it is drawn."""
+
     color_cielab: CIELabTriplet | None = None
+
+
+class Task(StrEnum):
+    """What kind of result the model gives."""
+
+    SEGMENTATION = "segmentation"  # a label map: `segments` say what its values mean
+    DETECTION = "detection"  # boxes with scores: `classes`
+    CLASSIFICATION = "classification"  # scores: `classes`
+    LANDMARKS = "landmarks"  # points: `classes`
 
 
 class Measurement(StrEnum):
@@ -98,10 +116,22 @@ class Manifest(Section):
     inputs: dict[str, Input] = Field(min_length=1)  # by the key of the bundle's data item
     overrides: dict[str, Any] = Field(default_factory=dict)  # bundle ids set before it runs, `inferer#overlap: 0.25`
     output: str = "pred"  # the key of the bundle's result
-    segments: dict[Annotated[int, Field(ge=1, le=65535)], Segment] = Field(min_length=1)
+    task: Task = Task.SEGMENTATION
+    segments: dict[Annotated[int, Field(ge=1, le=65535)], Segment] = Field(default_factory=dict)
+    classes: dict[Annotated[int, Field(ge=0, le=65535)], Finding] = Field(default_factory=dict)
+    score_min: Number = Field(default=0.5, ge=0, le=1)  # detections below it are left out, classes below it not found
     measurements: tuple[Measurement, ...] = (Measurement.VOLUME, Measurement.MEAN, Measurement.STANDARD_DEVIATION)
     algorithm_family: CodeTriplet = Code("DCM", "123110", "Artificial Intelligence")
     timeout_s: Number = Field(default=1800, gt=0)
+
+    @model_validator(mode="after")
+    def _check_meanings(self) -> Self:
+        wanted, other = ("segments", "classes") if self.task is Task.SEGMENTATION else ("classes", "segments")
+        if not getattr(self, wanted):
+            raise ValueError(f"a {self.task} needs {wanted}: what the values of its output mean")
+        if getattr(self, other):
+            raise ValueError(f"{other} mean nothing for a {self.task}; it takes {wanted}")
+        return self
 
     @property
     def label_names(self) -> dict[int, str]:

@@ -1,4 +1,7 @@
-"""What a model returns: results in the input's own geometry, and the checks that every result passes."""
+"""What a model returns: results in the input's own geometry, and the checks that every result passes.
+
+A prediction is one of four kinds. Labels and classes are the numbers that the manifest gives meanings to.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,68 @@ from node.errors import OutputRefused
 class Labelmap:
     """Mutually exclusive labels on the input's own grid."""
 
-    array: NDArray[np.uint16]  # (slices, rows, columns); 0 is background
-    grid: Grid
+    array: NDArray[np.uint16]  # (slices, rows, columns), of a planar image (frames, rows, columns); 0 is background
+    grid: Grid | None  # None for a planar image
     input: str = "image"  # the manifest's input whose grid this is
     remarks: tuple[str, ...] = field(default=())  # what the run wants said with the result
+
+
+@dataclass(frozen=True)
+class Box:
+    """One detection: a box along the axes of the patient."""
+
+    label: int  # of the manifest's `classes`
+    score: float  # 0 to 1
+    low_lps: tuple[float, float, float]  # the corner with the smallest coordinates, mm
+    high_lps: tuple[float, float, float]  # the opposite corner, mm
+
+    @property
+    def centre_lps(self) -> tuple[float, float, float]:
+        """Its middle, mm."""
+        x, y, z = ((low + high) / 2 for low, high in zip(self.low_lps, self.high_lps, strict=True))
+        return x, y, z
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Detections in patient space, the most probable first; none is a result too."""
+
+    boxes: tuple[Box, ...]
+    input: str = "image"
+    remarks: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Landmark:
+    """One point that the model found on one slice or frame."""
+
+    label: int  # of the manifest's `classes`
+    frame: int  # index of the slice or frame in the input's array
+    row: float  # in pixels, the centre of the first pixel is (0, 0)
+    column: float
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Points in the pixels of the input's slices or frames."""
+
+    points: tuple[Landmark, ...]
+    input: str = "image"
+    remarks: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A classification of the whole input, or of each frame of a planar image."""
+
+    values: tuple[Mapping[int, float], ...]  # class to probability, 0 to 1; one for the input, or one per frame
+    exclusive: bool = True  # whether exactly one class holds (softmax) or each by itself (sigmoid)
+    input: str = "image"
+    remarks: tuple[str, ...] = field(default=())
+
+
+Prediction = Labelmap | Boxes | Landmarks | Scores
 
 
 def check_labelmap(array: NDArray[np.number], grid: Grid, labels: Mapping[int, str]) -> NDArray[np.uint16]:

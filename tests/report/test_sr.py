@@ -131,7 +131,10 @@ def test_quantity_and_unit_follow_the_header(
             if keyword in headers[-1]:
                 delattr(headers[-1], keyword)
             setattr(headers[-1], keyword, value)
-    plan = dataclasses.replace(case_of(modality).plan, headers=tuple(headers), modality=headers[0].Modality)
+    whole = case_of(modality).plan
+    plan = dataclasses.replace(
+        whole, headers=tuple(headers), header=headers[len(headers) // 2], modality=headers[0].Modality
+    )
     case = make_case(plan, draw_mask(plan.grid.shape), tmp_path)
     measured = [item for item in items(dcmread(case.files["sr"])) if item.ValueType == "NUM"]
     found = {
