@@ -195,7 +195,7 @@ class _ReducedInverse(Compose):
 
     def reduced(self, values: torch.Tensor, reduction: Reduction) -> torch.Tensor:
         """`values` (classes, ...) reduced where they lie."""
-        result = _Result(reduction, values.shape, values, self.block_bytes)
+        result = _Result(reduction, values.shape, values)
         plain = values.as_tensor() if isinstance(values, MetaTensor) else values
         for rows in row_blocks(values.shape[1], plain[:, :1].numel() * 12, self.block_bytes):
             result.update(0, rows, plain[:, rows])
@@ -243,9 +243,7 @@ class _ReducedInverse(Compose):
             part = self._original.inverse({key: part_of(tensor, slice(first, first + size))})[key]
             inverted = part if isinstance(part, MetaTensor) else MetaTensor(torch.as_tensor(part))
             plain = inverted.as_tensor()
-            result = result or _Result(
-                self.reduction, (tensor.shape[0], *plain.shape[1:]), tensor, self.block_bytes, plain.device
-            )
+            result = result or _Result(self.reduction, (tensor.shape[0], *plain.shape[1:]), tensor, plain.device)
             for rows in row_blocks(plain.shape[1], plain[:, :1].numel() * 12, self.block_bytes):
                 result.update(first, rows, plain[:, rows])
         assert result is not None  # a result has at least one class
@@ -266,21 +264,25 @@ class _ReducedInverse(Compose):
     def _resampled(self, key: Hashable, tensor: MetaTensor, steps: Sequence[Any], place: int) -> MetaTensor:
         resampler = resampler_of(steps[place], key)
         assert resampler is not None
-        size = max(1, self._class_bytes // (8 * tensor[0].numel()))
         result: _Result | None = None
         meta: Any = None
-        for first in range(0, tensor.shape[0], size):
-            part = part_of(tensor, slice(first, first + size))
+        first, count = 0, 1  # the first class alone tells how large the others will be
+        while first < tensor.shape[0]:
+            part = part_of(tensor, slice(first, first + count))
             for step in steps[:place]:
                 part = step.inverse({key: part})[key]
             resampling = Resampling.of(part, resampler)
             assert resampling is not None  # `_find_resampling` had it for the first class
-            meta = resampling.meta(part)
-            result = result or _Result(
-                self.reduction, (tensor.shape[0], *resampling.size), tensor, self.block_bytes, tensor.device
-            )
+            if result is None:
+                count = resampling.classes_at_once(part.shape[1:], self._class_bytes, self.block_bytes)
+                meta = resampling.meta(part)
+                shape = (tensor.shape[0], *resampling.size)
+                result = _Result(self.reduction, shape, tensor)
+                if count > 1 and tensor.shape[0] > 1:
+                    continue
             for rows, values in resampling.blocks(part.as_tensor(), self.block_bytes):
                 result.update(first, rows, values)
+            first += len(part)
         assert result is not None  # a result has at least one class
         return MetaTensor(result.values).copy_meta_from(meta)
 
@@ -293,7 +295,6 @@ class _Result:
         reduction: Reduction,
         shape: Sequence[int],
         source: torch.Tensor,
-        block_bytes: int,
         device: torch.device | None = None,
     ):
         """`shape` is (classes, x, y, z) of the result's grid; `source` tells the type of labels that stay labels."""

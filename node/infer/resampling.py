@@ -1,8 +1,13 @@
-"""The inverse of MONAI's resampling, computed over blocks of its result: same coordinates, same values, bit by bit."""
+"""The inverse of MONAI's resampling, computed over blocks of its result: same coordinates and, in float32, same values.
+
+Between grids with parallel axes (after `Orientation` and `Spacing` they always are) it goes axis by axis: 105 classes
+take as long as 5 do with torch's `grid_sample`, which has no fast path for volumes on a CPU.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+import math
+from collections.abc import Hashable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +24,9 @@ from monai.transforms.spatial.array import SpatialResample
 from monai.transforms.spatial.dictionary import Spacingd, SpatialResampled
 from monai.transforms.utils import resolves_modes
 from monai.utils import TraceKeys, get_torch_dtype_from_string
+
+_ROWS = 12  # of the result at a time at least: between two blocks a row of the input is sampled twice
+_STRAIGHT = 1e-9  # share of an axis by which another one may lean into it; rounding leaves about 1e-16
 
 
 @dataclass(frozen=True)
@@ -69,19 +77,86 @@ class Resampling:
             self.info, sp_size=self.size, affine=self.xform, orig_size=tuple(tensor.shape[1:]), transform_info={}
         )
 
+    def classes_at_once(self, extent: Sequence[int], class_bytes: int, block_bytes: int) -> int:
+        """How many classes on a grid of `extent` voxels to resample together within these limits."""
+        voxels = math.prod(extent)
+        if self._is_straight(self._theta(extent, torch.device("cpu"))):
+            return max(1, min(class_bytes // (4 * voxels), block_bytes // (_ROWS * self._row_bytes(extent[0]))))
+        return max(1, class_bytes // (8 * voxels))
+
     def blocks(self, values: torch.Tensor, block_bytes: int) -> Iterator[tuple[slice, torch.Tensor]]:
         """Rows of the result along its first axis, with their values (channels, rows, y, z) in float32."""
-        values = values.to(self.dtype)[None]
-        theta = to_norm_affine(
-            self.xform[None].to(values), values.shape[2:], self.size, align_corners=self.align_corners
-        )
+        theta = self._theta(values.shape[1:], values.device)
+        axes = [_axis_coordinates(extent, self.align_corners, theta) for extent in self.size]
+        if self._is_straight(theta):
+            samples = [self._samples(axis, theta[0], axes[axis], values.shape[axis + 1]) for axis in range(3)]
+            yield from self._along_axes(values, samples, block_bytes)
+        else:
+            yield from self._by_grid(values.to(self.dtype), theta, axes, block_bytes)
+
+    def _theta(self, extent: Sequence[int], device: torch.device) -> torch.Tensor:
+        """(1, 4, 4): normalised coordinates of the result to those of the input, axes in order x, y, z."""
+        return to_norm_affine(self.xform[None].to(device, self.dtype), extent, self.size, self.align_corners)
+
+    def _is_straight(self, theta: torch.Tensor) -> bool:
+        """Whether the axes of both grids are parallel, so that each can be sampled by itself.
+
+        Nearest neighbours change with the last bit of a coordinate; sums do not, for they are rounded to float32.
+        """
+        tilt = float((theta[0, :3, :3] - theta[0, :3, :3].diag().diag()).abs().max())
+        return self.padding in ("border", "zeros") and tilt <= (0 if self.mode == "nearest" else _STRAIGHT)
+
+    def _samples(self, axis: int, theta: torch.Tensor, coordinates: torch.Tensor, extent: int) -> _Samples:
+        """Which voxels of an axis of `extent` give each voxel of the result, as `grid_sample` chooses them."""
+        base = coordinates.new_zeros((coordinates.numel(), 4))
+        base[:, axis], base[:, 3] = coordinates, 1
+        place = base @ theta[axis]
+        place = (place + 1) / 2 * (extent - 1) if self.align_corners else ((place + 1) * extent - 1) / 2
+        if self.padding == "border":
+            place = place.clamp(0, extent - 1)
+        lower = place.round() if self.mode == "nearest" else place.floor()
+        lower_share = torch.ones_like(place) if self.mode == "nearest" else lower + 1 - place
+        upper = lower + 1
+        upper_share = torch.zeros_like(place) if self.mode == "nearest" else place - lower
+        lower_share[(lower < 0) | (lower >= extent)] = 0  # what lies outside is 0
+        upper_share[(upper < 0) | (upper >= extent)] = 0
+        return _Samples(lower.clamp(0, extent - 1).long(), upper.clamp(0, extent - 1).long(), lower_share, upper_share)
+
+    def _along_axes(
+        self, values: torch.Tensor, samples: list[_Samples], block_bytes: int
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """One axis after the other, which between grids with the same axes is the same and 20 times as fast."""
+        x, y, z = samples
+        row_bytes = values.shape[0] * self._row_bytes(values.shape[1])
+        for rows in row_blocks(self.size[0], row_bytes, block_bytes):
+            shape = (values.shape[0], rows.stop - rows.start, *self.size[1:])
+            result = torch.empty(shape, dtype=torch.float32, device=values.device)
+            lower, upper = x.lower[rows].tolist(), x.upper[rows].tolist()
+            slab = values[:, min(lower) : max(upper) + 1].to(self.dtype)
+            slab = _sampled(_sampled(slab, z, 3, self.mode), y, 2, self.mode)
+            for row, (below, above) in enumerate(zip(lower, upper, strict=True)):
+                mixed = slab[:, below - min(lower)] * x.lower_share[rows.start + row]
+                if self.mode != "nearest":
+                    mixed.addcmul_(slab[:, above - min(lower)], x.upper_share[rows.start + row])
+                result[:, row] = mixed
+            yield rows, result
+
+    def _row_bytes(self, extent: int) -> int:
+        """Memory for one row of the result, for one class, from an input of `extent` rows."""
+        depth = max(1.0, extent / self.size[0])
+        return int(self.size[1] * self.size[2] * (8 + 24 * depth))
+
+    def _by_grid(
+        self, values: torch.Tensor, theta: torch.Tensor, axes: list[torch.Tensor], block_bytes: int
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """By torch's own `grid_sample`, with the coordinates that `affine_grid` would give."""
         reverse = [2, 1, 0]
+        theta = theta[:, :3].clone()
         theta[:, :3] = theta[:, reverse]
         theta[:, :, :3] = theta[:, :, reverse]
-        axes = [_axis_coordinates(extent, self.align_corners, values) for extent in self.size]
         # torch samples volumes on one core per batch item: the rows of a block become a batch.
         parts = 1 if values.is_cuda else max(1, torch.get_num_threads())
-        row_bytes = self.size[1] * self.size[2] * (7 + 2 * values.shape[1]) * values.element_size()
+        row_bytes = self.size[1] * self.size[2] * (7 + 2 * values.shape[0]) * values.element_size()
         for rows in row_blocks(self.size[0], row_bytes, block_bytes, parts):
             count = rows.stop - rows.start
             batch = parts if count % parts == 0 else 1
@@ -89,16 +164,35 @@ class Resampling:
             base[..., 0] = axes[2]
             base[..., 1] = axes[1][:, None]
             base[..., 2] = axes[0][rows, None, None]
-            grid = base.view(1, -1, 4).bmm(theta[:, :3].transpose(1, 2))
+            grid = base.view(1, -1, 4).bmm(theta.transpose(1, 2))
             del base
             sampled = F.grid_sample(
-                values.expand(batch, *values.shape[1:]),
+                values.expand(batch, *values.shape),
                 grid.view(batch, count // batch, *self.size[1:], 3),
                 mode=self.mode,
                 padding_mode=self.padding,
                 align_corners=self.align_corners,
             ).to(torch.float32)
-            yield rows, sampled.transpose(0, 1).reshape(values.shape[1], count, *self.size[1:])
+            yield rows, sampled.transpose(0, 1).reshape(values.shape[0], count, *self.size[1:])
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """For each voxel of the result along one axis: two voxels of the input and their shares."""
+
+    lower: torch.Tensor
+    upper: torch.Tensor
+    lower_share: torch.Tensor
+    upper_share: torch.Tensor
+
+
+def _sampled(values: torch.Tensor, samples: _Samples, axis: int, mode: str) -> torch.Tensor:
+    """`values` (channels, x, y, z) sampled along axis 2 or 3."""
+    shape = (-1,) + (1,) * (3 - axis)
+    mixed = values.index_select(axis, samples.lower).mul_(samples.lower_share.view(shape))
+    if mode == "nearest":
+        return mixed
+    return mixed.addcmul_(values.index_select(axis, samples.upper), samples.upper_share.view(shape))
 
 
 def _axis_coordinates(extent: int, align_corners: bool, like: torch.Tensor) -> torch.Tensor:
