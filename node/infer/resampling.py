@@ -1,7 +1,7 @@
 """The inverse of MONAI's resampling, computed over blocks of its result: same coordinates and, in float32, same values.
 
-Between grids with parallel axes (after `Orientation` and `Spacing` they always are) it goes axis by axis: 105 classes
-take as long as 5 do with torch's `grid_sample`, which has no fast path for volumes on a CPU.
+Between grids with parallel axes (after `Orientation` and `Spacing` they always are) it goes axis by axis: half the CPU
+time of torch's `grid_sample` with ten classes, a seventh with one, and no coordinates of every voxel.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Resampling:
     def _along_axes(
         self, values: torch.Tensor, samples: list[_Samples], block_bytes: int
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """One axis after the other, which between grids with the same axes is the same and 20 times as fast."""
+        """One axis after the other: between grids with parallel axes that gives the same values."""
         x, y, z = samples
         row_bytes = values.shape[0] * self._row_bytes(values.shape[1])
         for rows in row_blocks(self.size[0], row_bytes, block_bytes):
