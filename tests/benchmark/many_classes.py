@@ -107,13 +107,13 @@ def run(side: str, chain: str, *, classes: int, scale: float, half: bool) -> tup
         inferer=inferer,
         postprocessing=Compose(post),
     )
-    before_mb, start = _resident_mb("VmRSS"), time.perf_counter()
+    before_mb, start = resident_mb("VmRSS"), time.perf_counter()
     with torch.inference_mode():
         evaluator.run()
     seconds = time.perf_counter() - start
     labels = evaluator.state.output[0]["pred"]
     remarks = list(getattr(inferer, "remarks", [])) + list(getattr(post[-1], "remarks", []))
-    figures = {"seconds": round(seconds, 1), "before_mb": before_mb, "peak_mb": _resident_mb("VmHWM")}
+    figures = {"seconds": round(seconds, 1), "before_mb": before_mb, "peak_mb": resident_mb("VmHWM")}
     return figures | {"remarks": remarks}, labels[0].numpy().astype(np.uint8)
 
 
@@ -137,7 +137,7 @@ def _network(classes: int) -> Any:
     return network
 
 
-def _resident_mb(name: str) -> int:
+def resident_mb(name: str) -> int:
     """VmRSS or VmHWM: unlike `ru_maxrss` they start anew with the program."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(f"{name}:"))

@@ -95,8 +95,12 @@ def assert_same(ours: Any, naive: Any) -> None:
     assert ours.meta.keys() == naive.meta.keys()
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("preprocessing", PREPROCESSINGS)
+# Every preprocessing on two geometries, every geometry with the two usual preprocessings.
+CASES = [(name, place) for name in PREPROCESSINGS for place in ("axial", "oblique")]
+CASES += [(name, place) for name in ("orient, space", "space, crop") for place in GEOMETRIES]
+
+
+@pytest.mark.parametrize(("preprocessing", "geometry"), list(dict.fromkeys(CASES)))
 class TestEqualToMonai:
     def test_softmax_invert_argmax(self, geometry: str, preprocessing: str) -> None:
         transform = Compose(PREPROCESSINGS[preprocessing]())
@@ -158,7 +162,7 @@ class TestEqualToMonai:
     nearest=st.booleans(),
     limits=st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)),
 )
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_any_grid_and_any_memory_give_the_same_labels(
     shape: Any, spacing_mm: Any, pixdim: Any, degrees: Any, classes: int, nearest: bool, limits: tuple[int, int]
 ) -> None:
@@ -254,9 +258,9 @@ def test_settings_that_contradict_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_thirty_classes_are_inverted_in_the_memory_of_a_few() -> None:
-    """Of 60 MB per class on the source grid, MONAI holds all: the values in float64, in float32, and its copies."""
-    ours = measure("ours", "probabilities", classes=30, scale=0.4, threads=1)
-    naive = measure("naive", "probabilities", classes=30, scale=0.4, threads=1)
+    """Of 11 MB per class on the source grid, MONAI holds all: the values in float64, in float32, and its copies."""
+    ours = measure("ours", "probabilities", classes=30, scale=0.3, threads=1)
+    naive = measure("naive", "probabilities", classes=30, scale=0.3, threads=1)
     assert (ours.labels == naive.labels).all()
     assert ours.remarks == ()
     assert ours.peak_mb - ours.before_mb < 0.5 * (naive.peak_mb - naive.before_mb), (ours.peak_mb, naive.peak_mb)
