@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from node.dicom.volume import Image, Volume
 from node.errors import ModelError, OutputRefused
+from node.infer.bounded import remarks_of
 from node.infer.bundle_config import load_weights, output_transform, parse_bundle
 from node.infer.bundle_output import Item, read_boxes, read_labels, read_landmarks, read_scores
 from node.infer.manifest import Manifest, Task
@@ -45,6 +46,7 @@ class BundleModel:
         self._memory = MemoryReader(manifest.inputs)
         self._modules: dict[str, ModuleType] = {}
         self._clock = _Clock(self._device)
+        self._pieces: tuple[Any, Any] = (None, None)  # its inferer and its post-processing
         self._finish: Any = None  # what a saving handler of the bundle would have done to the output
         self._evaluator: Any = self._load()
 
@@ -81,6 +83,7 @@ class BundleModel:
     def close(self) -> None:
         """Let go of the network and of the bundle's own modules."""
         self._evaluator = self._finish = None
+        self._pieces = (None, None)
         self._modules.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -89,7 +92,8 @@ class BundleModel:
         match manifest.task:
             case Task.SEGMENTATION if isinstance(source, Volume):
                 array = self._labels(source, None)
-                return Labelmap(check_labelmap(array, source.grid, manifest.label_names), source.grid, name)
+                labels = check_labelmap(array, source.grid, manifest.label_names)
+                return Labelmap(labels, source.grid, name, self._remarks())
             case Task.SEGMENTATION if isinstance(source, Image):
                 frames = np.stack([self._labels(source, frame) for frame in range(len(source.frames))])
                 return Labelmap(check_labelmap(frames, frames.shape, manifest.label_names), None, name)
@@ -123,6 +127,9 @@ class BundleModel:
             )
         return item
 
+    def _remarks(self) -> tuple[str, ...]:
+        return remarks_of(*self._pieces)
+
     def _seen(self, item: Item) -> Any:
         return item.get(next(iter(self._manifest.data_keys)), item.get("image"))
 
@@ -145,6 +152,7 @@ class BundleModel:
             load_weights(parser, self._folder, self._device)
             evaluator = parser.get_parsed_content("evaluator", instantiate=True)
             self._finish = output_transform(parser)
+            self._pieces = (evaluator.inferer, parser.get_parsed_content("postprocessing", default=None))
             if self._manifest.task is Task.SEGMENTATION:
                 evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, _check_extent)
             self._clock.watch(evaluator)
