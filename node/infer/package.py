@@ -24,6 +24,8 @@ INFERENCE = ("configs/inference.json", "configs/inference.yaml", "configs/infere
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _METADATA_MAX = 10_000_000  # bytes
+_HASHES_MAX = 100_000_000  # bytes
+_CHANGES_TOLD = 10  # files in one sentence
 
 
 @dataclass(frozen=True)
@@ -61,23 +63,29 @@ def load_package(folder: Path) -> Package:
 
 
 def digest_package(folder: Path) -> str:
-    """SHA-256 over every file's relative path and content, as 64 hexadecimal digits.
+    """SHA-256 over every file's relative path and content, as 64 hexadecimal digits: that of `list_hashes`.
 
-    It is the digest of what `sha256sum` prints for all files in the order of their paths' UTF-8 bytes, so that an
-    administrator can compute it without radnode (docs/models.md). Left out is any file or folder called `__pycache__`
-    or beginning with `.git`; whatever runs the package must therefore not read `__pycache__` either. Raises
-    `ModelError` for what would make the digest ambiguous or incomplete: linked folders, files that are not regular,
-    odd names.
+    An administrator can compute it without radnode (docs/models.md). Raises `ModelError` for what would make the digest
+    ambiguous or incomplete: linked folders, files that are not regular, odd names.
     """
-    whole = hashlib.sha256()
+    return hashlib.sha256(list_hashes(folder).encode()).hexdigest()
+
+
+def list_hashes(folder: Path) -> str:
+    """What `sha256sum` prints for all files of a package, in the order of their paths' UTF-8 bytes.
+
+    Left out is any file or folder called `__pycache__` or beginning with `.git`; whatever runs the package must
+    therefore not read `__pycache__` either. Raises as `digest_package`.
+    """
+    lines = []
     for path in sorted(_package_files(folder), key=os.fsencode):
         try:
             with (folder / path).open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as reason:
             raise ModelError(f"model package {folder.name}: {path} cannot be read ({reason.strerror})") from None
-        whole.update(f"{content}  {path}\n".encode())
-    return whole.hexdigest()
+        lines.append(f"{content}  {path}\n")
+    return "".join(lines)
 
 
 def discover_packages(paths: Iterable[Path]) -> tuple[list[Package], list[ModelError | ManifestError]]:
@@ -114,13 +122,74 @@ def find_package(name: str, paths: Sequence[Path]) -> Package:
 
 
 def check_trusted(package: Package, trusted: Mapping[str, str]) -> None:
-    """Raise `ModelError` when an administrator pinned another digest for this package; unpinned ones pass."""
+    """Raise `ModelError` when an administrator pinned another digest for this package; unpinned ones pass.
+
+    Where the hashes of the pinned files were kept (`keep_hashes`), the error says which files are others now.
+    """
     expected = trusted.get(package.name)
-    if expected is not None and package.digest != expected:
+    if expected is None or package.digest == expected:
+        return
+    changes = changes_since(package, expected)
+    which = f": {', '.join(changes)}" if changes else ""
+    raise ModelError(
+        f"model package {package.name} in {package.folder} is not the one that models.trusted pins{which} (expected the "
+        f"digest {expected}, found {package.digest}); restore its files, or pin the new digest once you trust it: "
+        f"radnode models pin {package.name}"
+    )
+
+
+def hashes_file(package: Package) -> Path:
+    """Where the hashes of a pinned package's files are kept: beside the packages, not among what they cover."""
+    return package.folder.parent / ".trusted" / f"{package.name}.sha256"
+
+
+def keep_hashes(package: Package) -> None:
+    """Write the hashes of the package's files as they are now, for `check_trusted`; `sha256sum -c` reads them too.
+
+    The file needs no protection of its own: it counts only while its own SHA-256 is the pinned digest. Raises
+    `ModelError` when it cannot be written, or when a file changed since the package was read.
+    """
+    listed = list_hashes(package.folder).encode()
+    if hashlib.sha256(listed).hexdigest() != package.digest:
+        raise ModelError(f"model package {package.name} changed while it was read; try again")
+    path = hashes_file(package)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        partly = path.with_suffix(f".{os.getpid()}")
+        partly.write_bytes(listed)
+        partly.replace(path)
+    except OSError as reason:
         raise ModelError(
-            f"model package {package.name} in {package.folder} is not the one that models.trusted pins: expected the "
-            f"digest {expected}, found {package.digest}; restore its files, or pin the new digest once you trust it"
-        )
+            f"the hashes of {package.name} cannot be kept in {path} ({reason.strerror}): a change of the package would "
+            "be noticed, but not which file it was"
+        ) from None
+
+
+def changes_since(package: Package, expected: str) -> list[str]:
+    """Which files are not as they were when the digest `expected` was pinned: `changed models/model.pt`.
+
+    Empty when no hashes were kept, or other ones than `expected` stands for.
+    """
+    try:
+        with hashes_file(package).open("rb") as file:
+            kept = file.read(_HASHES_MAX)
+    except OSError:
+        return []
+    if hashlib.sha256(kept).hexdigest() != expected:
+        return []
+    before, now = _by_path(kept.decode()), _by_path(list_hashes(package.folder))
+    changes = [
+        *(f"changed {path}" for path in now if path in before and before[path] != now[path]),
+        *(f"added {path}" for path in now if path not in before),
+        *(f"missing {path}" for path in before if path not in now),
+    ]
+    more = len(changes) - _CHANGES_TOLD
+    return changes if more <= 0 else [*changes[:_CHANGES_TOLD], f"and {more} more"]
+
+
+def _by_path(listed: str) -> dict[str, str]:
+    """Path to hash, of what `list_hashes` gives."""
+    return {line[66:]: line[:64] for line in listed.splitlines()}
 
 
 def _package_folders(path: Path) -> Iterator[Path]:
