@@ -47,7 +47,7 @@ def load_package(folder: Path) -> Package:
     name = folder.absolute().name
     if not folder.is_dir():
         raise ModelError(f"model package {name}: {folder} is not a folder")
-    if not _NAME.fullmatch(name):
+    if not is_package_name(name):
         raise ModelError(
             f"model package {name!r} in {folder.absolute().parent}: rename it to 1 to 64 letters, digits, "
             "'_', '-' or '.', a letter or digit first"
@@ -60,6 +60,11 @@ def load_package(folder: Path) -> Package:
         found = " and ".join(inference) or "none"
         raise ModelError(f"model package {name}: expected one of {', '.join(INFERENCE)} in {folder}, found {found}")
     return Package(name, folder, _read_version(name, folder), manifest, digest_package(folder))
+
+
+def is_package_name(name: str) -> bool:
+    """Whether a package may be called so."""
+    return _NAME.fullmatch(name) is not None
 
 
 def digest_package(folder: Path) -> str:
@@ -88,6 +93,11 @@ def list_hashes(folder: Path) -> str:
     return "".join(lines)
 
 
+def package_size(folder: Path) -> int:
+    """Bytes of all files that count."""
+    return sum((folder / path).stat().st_size for path in _package_files(folder))
+
+
 def discover_packages(paths: Iterable[Path]) -> tuple[list[Package], list[ModelError | ManifestError]]:
     """Every package in these folders by name, and what is wrong with those that cannot be loaded.
 
@@ -112,7 +122,7 @@ def discover_packages(paths: Iterable[Path]) -> tuple[list[Package], list[ModelE
 
 def find_package(name: str, paths: Sequence[Path]) -> Package:
     """The package of this name in the first of these folders that has it; `ModelError` says what there is instead."""
-    if _NAME.fullmatch(name):  # a name, never a way out of the folders
+    if is_package_name(name):  # a name, never a way out of the folders
         for path in paths:
             if (path / name).is_dir():
                 return load_package(path / name)
@@ -138,9 +148,9 @@ def check_trusted(package: Package, trusted: Mapping[str, str]) -> None:
     )
 
 
-def hashes_file(package: Package) -> Path:
-    """Where the hashes of a pinned package's files are kept: beside the packages, not among what they cover."""
-    return package.folder.parent / ".trusted" / f"{package.name}.sha256"
+def hashes_file(folder: Path) -> Path:
+    """Where the hashes of the files of a pinned package are kept: beside the packages, not among what they cover."""
+    return folder.parent / ".trusted" / f"{folder.name}.sha256"
 
 
 def keep_hashes(package: Package) -> None:
@@ -152,7 +162,7 @@ def keep_hashes(package: Package) -> None:
     listed = list_hashes(package.folder).encode()
     if hashlib.sha256(listed).hexdigest() != package.digest:
         raise ModelError(f"model package {package.name} changed while it was read; try again")
-    path = hashes_file(package)
+    path = hashes_file(package.folder)
     try:
         path.parent.mkdir(exist_ok=True)
         partly = path.with_suffix(f".{os.getpid()}")
@@ -171,7 +181,7 @@ def changes_since(package: Package, expected: str) -> list[str]:
     Empty when no hashes were kept, or other ones than `expected` stands for.
     """
     try:
-        with hashes_file(package).open("rb") as file:
+        with hashes_file(package.folder).open("rb") as file:
             kept = file.read(_HASHES_MAX)
     except OSError:
         return []

@@ -55,24 +55,30 @@ def unpack(archive: Path, folder: Path, bounds: Bounds = DEFAULT_BOUNDS) -> None
 
 def copy_folder(source: Path, folder: Path) -> None:
     """The bundle in a folder as `folder`, which must not exist. Linked files are copied, linked folders refused."""
-
-    def leave_out(place: str, names: list[str]) -> set[str]:
-        for name in names:
-            path = Path(place, name)
-            if path.is_symlink() and path.is_dir():
-                raise FetchError(f"{path} is a link to a folder; copy the folder in its place")
-            if not path.is_dir() and not path.is_file():
-                raise FetchError(f"{path} is a broken link or not a file; remove it")
-        return {name for name in names if _is_left_out(name)}
-
     if not (source / METADATA).is_file():
-        raise FetchError(f"{source} is no MONAI Bundle: it has no {METADATA}")
+        raise FetchError(f"{source} holds no MONAI Bundle: it has no {METADATA}")
+    if folder.absolute().is_relative_to(source.absolute()):
+        raise FetchError(f"{source} cannot be copied into itself ({folder.parent.parent})")
     try:
-        shutil.copytree(source, folder, ignore=leave_out, copy_function=shutil.copyfile)
-    except shutil.Error as errors:
-        raise FetchError(f"{source} cannot be copied ({errors.args[0][0][2]})") from None
+        for place, folders, files in os.walk(source, onerror=_stop):
+            folders[:] = [name for name in folders if not _is_left_out(name)]
+            there = folder / Path(place).relative_to(source)
+            there.mkdir(parents=True)
+            for name in [*folders, *(name for name in files if not _is_left_out(name))]:
+                path = Path(place, name)
+                if path.is_dir():
+                    if path.is_symlink():
+                        raise FetchError(f"{path} is a link to a folder; copy the folder in its place")
+                elif path.is_file():
+                    shutil.copyfile(path, there / name)
+                else:
+                    raise FetchError(f"{path} is a broken link or not a file; remove it")
     except OSError as reason:
-        raise FetchError(f"{source} cannot be copied to {folder.parent} ({reason.strerror})") from None
+        raise FetchError(f"{source} cannot be copied to {folder.parent.parent} ({reason.strerror})") from None
+
+
+def _stop(reason: OSError) -> None:
+    raise reason
 
 
 def _members(opened: zipfile.ZipFile, archive: Path, bounds: Bounds) -> dict[PurePosixPath, zipfile.ZipInfo]:
