@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from node.dicom.codes import Code
 from node.dicom.conditions import When
@@ -39,6 +39,18 @@ CIELabTriplet = tuple[
 ]
 
 
+Positive = Annotated[Number, Field(gt=0)]
+
+
+def _check_axcodes(value: str) -> str:
+    if sorted("LAS"["LRAPSI".find(letter) // 2] for letter in value if letter in "LRAPSI") != ["A", "L", "S"]:
+        raise ValueError(f"found {value!r}; expected three letters such as RAS, as MONAI's Orientationd takes them")
+    return value
+
+
+Axcodes = Annotated[str, AfterValidator(_check_axcodes)]
+
+
 class Rank(StrEnum):
     """How candidates for an input are ranked; the first rule that tells two volumes apart decides."""
 
@@ -66,6 +78,9 @@ class Input(Section):
     when: When = Field(default_factory=When)  # conditions on DICOM keywords
     rank: tuple[Rank, ...] = (Rank.THINNEST, Rank.SOFTEST_KERNEL, Rank.MOST_SLICES)
     limits: Limits = Field(default_factory=Limits)
+    orientation: Axcodes | None = None  # turned so before the bundle sees it; None: as it was acquired
+    spacing_mm: tuple[Positive, Positive, Positive] | None = None  # x, y, z of that orientation: resampled so before
+    rgb: bool = False  # an image as 8 bit RGB in its display window, as a JPEG of it would be
     onto_first: bool = False  # resample this input onto the grid of the first one
     registered: bool = False  # ... after a rigid registration, where its frame of reference is another one
 
@@ -105,6 +120,16 @@ class Measurement(StrEnum):
     MAXIMUM = "maximum"
 
 
+class BoxKeys(Section):
+    """Where a bundle's detections stand in its output, and in what terms."""
+
+    box: str = "box"  # key of the boxes (n, 6)
+    label: str = "label"  # key of their classes (n)
+    score: str = "label_scores"  # key of their scores (n)
+    mode: Literal["cccwhd", "xyzxyz"] = "cccwhd"  # centre and size, or two corners
+    space: Literal["lps", "image"] = "lps"  # patient millimetres, or voxels of the image that the network saw
+
+
 class Manifest(Section):
     """One model package's `dicom.yaml`."""
 
@@ -115,7 +140,14 @@ class Manifest(Section):
     licence_weights: str = Field(min_length=1)
     inputs: dict[str, Input] = Field(min_length=1)  # by the key of the bundle's data item
     overrides: dict[str, Any] = Field(default_factory=dict)  # bundle ids set before it runs, `inferer#overlap: 0.25`
+    # Keys of the bundle's data item and the input in each, or several as channels; default: every input by its name.
+    data: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    item: dict[str, Any] = Field(default_factory=dict)  # further keys of the data item, such as `label_prompt`
     output: str = "pred"  # the key of the bundle's result
+    background: tuple[WholeNumber, ...] = ()  # label values that mean background, beside 0
+    activation: Literal["none", "sigmoid", "softmax"] = "none"  # what makes probabilities of a classifier's output
+    exclusive: bool = True  # whether exactly one class holds
+    boxes: BoxKeys = Field(default_factory=BoxKeys)
     task: Task = Task.SEGMENTATION
     segments: dict[Annotated[int, Field(ge=1, le=65535)], Segment] = Field(default_factory=dict)
     classes: dict[Annotated[int, Field(ge=0, le=65535)], Finding] = Field(default_factory=dict)
@@ -123,6 +155,19 @@ class Manifest(Section):
     measurements: tuple[Measurement, ...] = (Measurement.VOLUME, Measurement.MEAN, Measurement.STANDARD_DEVIATION)
     algorithm_family: CodeTriplet = Code("DCM", "123110", "Artificial Intelligence")
     timeout_s: Number = Field(default=1800, gt=0)
+
+    @property
+    def data_keys(self) -> dict[str, str | tuple[str, ...]]:
+        """The bundle's data item: each key, and the input or inputs (as channels) that it gets."""
+        return self.data or {name: name for name in self.inputs}
+
+    @model_validator(mode="after")
+    def _check_data(self) -> Self:
+        for key, names in self.data.items():
+            for name in (names,) if isinstance(names, str) else names:
+                if name not in self.inputs:
+                    raise ValueError(f"data.{key} names the input {name!r}; inputs has {', '.join(self.inputs)}")
+        return self
 
     @model_validator(mode="after")
     def _check_meanings(self) -> Self:

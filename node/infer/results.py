@@ -83,15 +83,19 @@ class Scores:
 Prediction = Labelmap | Boxes | Landmarks | Scores
 
 
-def check_labelmap(array: NDArray[np.number], grid: Grid, labels: Mapping[int, str]) -> NDArray[np.uint16]:
+def check_labelmap(
+    array: NDArray[np.number], grid: Grid | tuple[int, int, int], labels: Mapping[int, str]
+) -> NDArray[np.uint16]:
     """The label map as uint16 when it is one, else `OutputRefused`.
 
+    `grid` is the input's, or the shape of a planar image (frames, rows, columns).
     `labels` are the values that the manifest declares. Refused are: another shape than the grid's, values that are not
     finite or not whole (a label map that was interpolated linearly invents labels), values that the manifest does not
     know, and a map without any background.
     """
-    if array.shape != grid.shape:
-        raise OutputRefused(f"the model returned a map of shape {array.shape}, the input's grid is {grid.shape}")
+    shape = grid.shape if isinstance(grid, Grid) else grid
+    if array.shape != shape:
+        raise OutputRefused(f"the model returned a map of shape {array.shape}, the input's grid is {shape}")
     if not np.isfinite(array).all():
         raise OutputRefused("the model returned values that are not finite (NaN or infinity)")
     values = np.unique(array)

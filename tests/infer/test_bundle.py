@@ -269,7 +269,7 @@ def test_one_study_after_another(load: Build) -> None:
         assert dice(model.predict({"image": volume}).array == 1, truth) > 0.9
         empty = Volume(volume.array * 0, volume.grid, volume.slices, "1.3", "1.4", "CT", "HU")
         assert not model.predict({"image": empty}).array.any()
-        assert not model._memory.volumes
+        assert not model._memory.sources
         assert model._evaluator.state.output is None
         assert model._evaluator.state.batch is None
 
