@@ -52,7 +52,7 @@ def list_models(options: Namespace) -> int:
 
 
 def verify_models(options: Namespace) -> int:
-    """Check the named packages (or all): manifest, bundle, pinned digest, and on demand weights; 1 when one is wrong."""
+    """Check the named packages, or all: manifest, bundle, pinned digest, and `--weights`; 1 when one is wrong."""
     config = load_config(find_config(options.config))
     packages, errors = discover_packages(config.models.paths)
     by_name = {package.name: package for package in packages}
@@ -117,7 +117,7 @@ def show_model(options: Namespace) -> int:
             | {"measurements": [str(measurement) for measurement in manifest.measurements]}
         )
         return 0
-    facts["size"] = f"{facts['size'] / 1e6:,.1f} MB"
+    facts["size"] = f"{facts['size'] / 1e6:,.3f} MB"
     facts["timeout"] = f"{facts['timeout']:g} s"
     for name, value in facts.items():
         print(f"{name + ':':24}{clean(' '.join(str(value).split()))}")

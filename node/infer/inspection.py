@@ -38,15 +38,15 @@ class Remark:
 
 
 def inspect_package(package: Package, *, weights: bool = False) -> list[Remark]:
-    """What is wrong or doubtful about a package, the worst first; `weights` also reads the checkpoints (imports torch)."""
+    """What is wrong or doubtful about a package, the worst first; `weights` also reads the checkpoints."""
     try:
         config = _read(package.folder, *INFERENCE)
         metadata = _read(package.folder, METADATA)
     except ModelError as error:
         return [Remark("wrong", str(error))]
     remarks = [
-        *_apply_overrides(config, package.manifest.overrides, metadata),
         *_look_for_ids(config),
+        *_apply_overrides(config, package.manifest.overrides, metadata),
         *_look_for_weights(package, config, read=weights),
         *_compare_labels(package.manifest, metadata),
         *_compare_licences(package),
@@ -82,7 +82,9 @@ def _apply_overrides(
         holder: Any = {**config, "_meta_": metadata}
         if not path:
             if last not in config and last not in REQUIRED:
-                yield Remark("warning", f"overrides.{identifier}: the bundle has no id {last!r}, so this changes nothing")
+                yield Remark(
+                    "warning", f"overrides.{identifier}: the bundle has no id {last!r}, so this changes nothing"
+                )
             config[last] = copy.deepcopy(value)
             continue
         try:
@@ -114,12 +116,16 @@ def _look_for_weights(package: Package, config: dict[str, Any], *, read: bool) -
     folder = package.folder
     paths: list[Path] = []
     for component in _components(config):
-        if str(component["_target_"]).rpartition(".")[2] != "CheckpointLoader" or component.get("_disabled_") is True:
+        if str(component["_target_"]).rpartition(".")[2] != "CheckpointLoader":
             continue
         try:
-            paths.append(Path(folder, str(_Resolver(config, folder).value(component.get("load_path")))))
+            path = Path(folder, str(_Resolver(config, folder).value(component.get("load_path"))))
+            safe = path.with_suffix(".safetensors")  # comes first when it is there
+            paths.append(safe if safe.is_file() else path)
         except _Unknown:
-            yield Remark("warning", f"which weights are loaded is not clear before it runs: {component.get('load_path')}")
+            yield Remark(
+                "warning", f"which weights are loaded is not clear before it runs: {component.get('load_path')}"
+            )
     present = sorted(path for path in folder.rglob("*") if path.suffix in _WEIGHTS and path.is_file())
     without = package.manifest.licence_weights.strip().lower().startswith("none")
     if not paths and not present and not without:
@@ -131,7 +137,9 @@ def _look_for_weights(package: Package, config: dict[str, Any], *, read: bool) -
         if not path.is_file():
             yield Remark("wrong", f"the weights {shown} are missing")
         elif not path.resolve().is_relative_to(folder.resolve()):
-            yield Remark("wrong", f"the weights {shown} lie outside of the package, where the digest does not cover them")
+            yield Remark(
+                "wrong", f"the weights {shown} lie outside of the package, where the digest does not cover them"
+            )
         elif read:
             try:
                 tensors, values = count_weights(path)
@@ -231,6 +239,7 @@ def _compare_labels(manifest: Manifest, metadata: dict[str, Any]) -> Iterator[Re
     theirs = _channels(metadata, manifest.output)
     if theirs is None:
         return
+    theirs = {value: name for value, name in theirs.items() if value not in manifest.background}
     ours = {value: finding.name for value, finding in (manifest.segments or manifest.classes).items()}
     if manifest.task is Task.SEGMENTATION:
         background = theirs.pop(0, None)
@@ -284,7 +293,9 @@ def _compare_licences(package: Package) -> Iterator[Remark]:
         value = getattr(manifest, field).strip()
         if value.lower() in ("?", "unknown", "todo", "tbd", "n/a", "-"):
             yield Remark("warning", f"{field} is {value!r}: find out before the model is used")
-    file = next((package.folder / name for name in ("LICENSE", "LICENSE.txt") if (package.folder / name).is_file()), None)
+    file = next(
+        (package.folder / name for name in ("LICENSE", "LICENSE.txt") if (package.folder / name).is_file()), None
+    )
     if file is None:
         yield Remark("warning", "the package has no LICENSE file")
         return

@@ -58,9 +58,7 @@ class Downloads:
             except FetchError:
                 pass
             file.unlink()
-        download(
-            url, file, checksum=checksum, limits=self._limits, progress=self._progress(name), sleep=self._sleep
-        )
+        download(url, file, checksum=checksum, limits=self._limits, progress=self._progress(name), sleep=self._sleep)
         return file
 
     def forget(self) -> None:
@@ -133,8 +131,8 @@ def _fetch_large_files(folder: Path, downloads: Downloads) -> None:
             file = downloads.get(large.url, large.checksum, large.path.name)
         except FetchError as error:
             raise FetchError(
-                f"{error}; it is {large.path} of {folder.name}: where it can be had otherwise, put it into the bundle's "
-                "folder and add that"
+                f"{error}; it is {large.path} of {folder.name}: where it can be had otherwise, put it into the "
+                "bundle's folder and add that"
             ) from None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,9 +153,9 @@ def _add_manifest(folder: Path, manifest: Path | None, fallback: Path | None) ->
             raise ModelError(f"{source} cannot be read as {MANIFEST} ({reason.strerror})") from None
     elif not (folder / MANIFEST).is_file():
         raise ModelError(
-            f"{folder.name} comes without a {MANIFEST}, and radnode has none for a bundle of that name: write one (which "
-            "series the model takes, what its labels mean, its licences; docs/models.md has an example and every field) "
-            "and give it with --dicom-yaml FILE"
+            f"{folder.name} comes without a {MANIFEST}, and radnode has none for a bundle of that name: write one "
+            "(which series the model takes, what its labels mean, its licences; docs/models.md has an example and every "
+            "field) and give it with --dicom-yaml FILE"
         )
 
 

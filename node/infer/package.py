@@ -142,8 +142,8 @@ def check_trusted(package: Package, trusted: Mapping[str, str]) -> None:
     changes = changes_since(package, expected)
     which = f": {', '.join(changes)}" if changes else ""
     raise ModelError(
-        f"model package {package.name} in {package.folder} is not the one that models.trusted pins{which} (expected the "
-        f"digest {expected}, found {package.digest}); restore its files, or pin the new digest once you trust it: "
+        f"model package {package.name} in {package.folder} is not the one that models.trusted pins{which} (expected "
+        f"the digest {expected}, found {package.digest}); restore its files, or pin the new digest once you trust it: "
         f"radnode models pin {package.name}"
     )
 

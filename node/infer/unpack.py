@@ -104,14 +104,18 @@ def _members(opened: zipfile.ZipFile, archive: Path, bounds: Bounds) -> dict[Pur
     tops = {path.parts[0] for path in members}
     if len(tops) == 1 and tops.pop() / METADATA in members:
         return {PurePosixPath(*path.parts[1:]): member for path, member in members.items()}
-    raise FetchError(f"{archive.name} holds no MONAI Bundle: expected {METADATA}, at its top or in the one folder there")
+    raise FetchError(
+        f"{archive.name} holds no MONAI Bundle: expected {METADATA}, at its top or in the one folder there"
+    )
 
 
 def _safe_path(member: zipfile.ZipInfo, archive: Path) -> PurePosixPath:
     name = member.orig_filename.removesuffix("/")
     parts = name.split("/")
     if not name.isprintable() or "\\" in name or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
-        raise FetchError(f"{archive.name} holds the name {name[:200]!r}, which a package may not have; nothing is taken")
+        raise FetchError(
+            f"{archive.name} holds the name {name[:200]!r}, which a package may not have; nothing is taken"
+        )
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise FetchError(f"{archive.name} holds {name!r}, a link or a device; a package has files and folders only")
