@@ -38,7 +38,7 @@ def add_model(options: Namespace) -> int:
     models: Path = options.into or (config.models.paths[0] if config else Path("models"))
     source = find_source(options.source, config, Checksum.of(options.sha256) if options.sha256 else None)
     name = options.name or source.name
-    check_place(models / name, replace=options.replace)  # before anything is downloaded
+    check_place(models, name, replace=options.replace)  # before anything is downloaded
     listed = config is not None and models.resolve() in [path.resolve() for path in config.models.paths]
     if config is not None and listed:
         _check_shadow(name, models, config)

@@ -58,7 +58,12 @@ class Downloads:
             except FetchError:
                 pass
             file.unlink()
-        download(url, file, checksum=checksum, limits=self._limits, progress=self._progress(name), sleep=self._sleep)
+        try:
+            download(
+                url, file, checksum=checksum, limits=self._limits, progress=self._progress(name), sleep=self._sleep
+            )
+        finally:
+            self._drop(lambda file: False)  # the folder, where nothing is kept
         return file
 
     def forget(self) -> None:
@@ -91,33 +96,34 @@ def install_package(
     package is read as a worker would read it before it takes its place. Raises `ModelError`, `ManifestError` or
     `FetchError`, and then everything is as it was.
     """
-    target = models / name
-    check_place(target, replace=replace)
+    target = check_place(models, name, replace=replace)
     with _beside(models) as temporary:
         folder = temporary / name
         put(folder)
         _fetch_large_files(folder, downloads)
         _add_manifest(folder, manifest, fallback)
         load_package(folder)
-        check_place(target, replace=replace)
+        check_place(models, name, replace=replace)
         _settle(folder, target)
     downloads.forget()
     return load_package(target)
 
 
-def check_place(target: Path, *, replace: bool) -> None:
-    """Raise `ModelError` when a package must not be made there."""
-    if not is_package_name(target.name):
+def check_place(models: Path, name: str, *, replace: bool) -> Path:
+    """Where a package of this name goes; raises `ModelError` when it must not be made there."""
+    if not is_package_name(name):
         raise ModelError(
-            f"{target.name!r} cannot be a package's name: it takes 1 to 64 letters, digits, '_', '-' or '.', a letter "
+            f"{name[:100]!r} cannot be a package's name: it takes 1 to 64 letters, digits, '_', '-' or '.', a letter "
             "or digit first; --name gives another"
         )
+    target = models / name
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ModelError(f"{target} is a link or a file; move it away")
     if target.exists() and not replace:
         raise ModelError(
             f"there is already {target}; --replace puts the new package in its place, --name gives another name"
         )
+    return target
 
 
 def _fetch_large_files(folder: Path, downloads: Downloads) -> None:
@@ -154,8 +160,8 @@ def _add_manifest(folder: Path, manifest: Path | None, fallback: Path | None) ->
     elif not (folder / MANIFEST).is_file():
         raise ModelError(
             f"{folder.name} comes without a {MANIFEST}, and radnode has none for a bundle of that name: write one "
-            "(which series the model takes, what its labels mean, its licences; docs/models.md has an example and every "
-            "field) and give it with --dicom-yaml FILE"
+            "(which series the model takes, what its labels mean, its licences; docs/models.md has an example and "
+            "every field) and give it with --dicom-yaml FILE"
         )
 
 

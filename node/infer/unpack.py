@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
 import os
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -43,14 +46,14 @@ def unpack(archive: Path, folder: Path, bounds: Bounds = DEFAULT_BOUNDS) -> None
                 raise FetchError(f"{archive.name} needs {need:,} bytes unpacked, and {folder.parent} has {free:,} free")
             for path, member in members.items():
                 _extract(opened, member, folder / path)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as reason:
-        raise FetchError(f"{archive.name} is no zip file, or a damaged one ({reason})") from None
     except (NotImplementedError, RuntimeError) as reason:  # a compression or an encryption that zipfile does not know
         raise FetchError(f"{archive.name} cannot be unpacked: {reason}") from None
-    except UnicodeError:
-        raise FetchError(f"{archive.name} holds a name that is no text") from None
     except OSError as reason:
+        if reason.errno == errno.EINVAL:  # it points to before its beginning
+            raise FetchError(f"{archive.name} is a damaged zip file") from None
         raise FetchError(f"{archive.name} cannot be unpacked into {folder} ({reason.strerror})") from None
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError) as reason:
+        raise FetchError(f"{archive.name} is no zip file, or a damaged one ({reason})") from None
 
 
 def copy_folder(source: Path, folder: Path) -> None:

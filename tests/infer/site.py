@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -93,10 +93,8 @@ def _handler(site: Site) -> type[BaseHTTPRequestHandler]:
             elif page.location:
                 self._answer(302, {"Location": page.location, "Content-Length": "0"})
             else:
-                try:
+                with suppress(BrokenPipeError, ConnectionResetError):
                     self._send(page)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass
 
         def _answer(self, status: int, headers: dict[str, str]) -> None:
             self.send_response(status)
