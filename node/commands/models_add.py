@@ -108,7 +108,7 @@ def _put_download(
             sha256.check(file, shown(url))
         unpack(file, folder)
     except FetchError as error:
-        file.unlink(missing_ok=True)  # it would be no better next time
+        downloads.reject(file)
         raise FetchError(str(error).replace(file.name, shown(url))) from None
 
 

@@ -172,6 +172,8 @@ def _end(node: yaml.Node) -> int:
     while isinstance(node, yaml.CollectionNode) and not node.flow_style:
         last = node.value[-1]
         node = last[1] if isinstance(node, yaml.MappingNode) else last
+    if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">"):
+        raise _Unusual
     return node.end_mark.index
 
 

@@ -124,7 +124,12 @@ def download(
         target.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as file:
             _lock(file, part)
-            _receive(_Transfer(url, file, part, checksum is not None, limits, progress), sleep)
+            try:
+                _receive(_Transfer(url, file, part, checksum is not None, limits, progress), sleep)
+            except FetchError:
+                if not _size(file):
+                    _forget(part)
+                raise
             if checksum is not None:
                 try:
                     checksum.check(part, shown(url))

@@ -66,6 +66,10 @@ class Downloads:
             self._drop(lambda file: False)  # the folder, where nothing is kept
         return file
 
+    def reject(self, file: Path) -> None:
+        """A file is not what it should be: it would be no better next time."""
+        self._drop(lambda kept: kept == file)
+
     def forget(self) -> None:
         """The package is in its place: what it was made from is no longer needed."""
         self._drop(lambda file: any(file.name.startswith(taken.name) for taken in self._taken))
