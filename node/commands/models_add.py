@@ -57,7 +57,9 @@ def add_model(options: Namespace) -> int:
         )
     _tell(package)
     if not options.pin:
-        print("Not pinned, as asked: radnode models pin " + package.name)
+        print(f"Not pinned, as asked; later: radnode models pin {package.name}")
+        if config is not None and listed and config.models.trusted.get(name) not in (None, package.digest):
+            print(f"models.trusted of {config.path} pins another {name}: this one is refused until that is changed")
     elif config is None:
         print(f"There is no configuration to pin it in; the digest is {package.digest}")
     elif not listed:
@@ -70,8 +72,8 @@ def add_model(options: Namespace) -> int:
 def find_source(text: str, config: Config | None, sha256: Checksum | None) -> Source:
     """What a person meant: an address, a folder, a file, else a bundle of the zoo. Raises `FetchError`."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        name = _name_of(unquote(urlsplit(text).path).rstrip("/").rpartition("/")[2])
-        return Source(name, lambda folder, downloads: _put_download(folder, downloads, text, sha256, shown(text)))
+        file = unquote(urlsplit(text).path).rstrip("/").rpartition("/")[2]
+        return Source(_name_of(file), lambda folder, downloads: _put_download(folder, downloads, text, sha256, file))
     path = Path(text)
     if path.is_dir():
         if sha256 is not None:

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import http.client
 import json
+import logging
 import os
 import re
 import shutil
@@ -31,6 +32,8 @@ from node import __version__
 from node.errors import FetchError
 
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all where that is known
+
+_log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 18  # bytes
 _HASHES = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}  # hexadecimal digits to the algorithm
@@ -185,7 +188,9 @@ def _receive(transfer: _Transfer, sleep: Callable[[float], None]) -> None:
                 raise FetchError(
                     f"{shown(transfer.url)}: {lost}, {failures} times in a row{kept if came else ''}"
                 ) from None
-            sleep(transfer.limits.wait_s * 2 ** max(failures - 1, 0))
+            wait_s = transfer.limits.wait_s * 2 ** max(failures - 1, 0)
+            _log.info("%s: %s; trying again in %.0f s", shown(transfer.url), lost, wait_s)
+            sleep(wait_s)
 
 
 def _attempt(transfer: _Transfer) -> None:
@@ -214,6 +219,8 @@ def _begin(transfer: _Transfer, response: http.client.HTTPResponse, have: int, n
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise FetchError(f"{shown(transfer.url)} comes encoded as {encoding!r}, which was not asked for")
+    if response.headers.get_content_type() == "text/html":  # a log-in, a quota, a proxy's refusal
+        raise FetchError(f"{shown(transfer.url)} answers with a web page in place of the file; open it in a browser")
     if response.status == http.client.PARTIAL_CONTENT:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
         total = int(found[2]) if found and found[2] != "*" else None

@@ -324,6 +324,12 @@ def test_package_that_is_not_to_be_pinned(radnode: Radnode, config: Path, tmp_pa
     source = write(tmp_path / "from" / "marker", bundle_files() | {"dicom.yaml": MANIFEST.encode()})
     assert radnode("add", source, "--no-pin")[0] == 0
     assert load_config(config).models.trusted == {}
+    assert radnode("pin", "marker")[0] == 0
+    (source / "README").touch()
+    code, out, _ = radnode("add", source, "--no-pin", "--replace")
+    assert code == 0
+    assert "pins another marker: this one is refused until that is changed" in out
+    assert radnode("verify")[0] == 1
 
 
 # -- Show --------------------------------------------------------------------------------------------------------------

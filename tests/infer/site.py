@@ -27,6 +27,7 @@ class Page:
     silent_after: int | None = None  # nothing more comes after so many bytes, until the site closes
     trickle_s: float | None = None  # a byte at a time, so far apart
     encoding: str | None = None
+    kind: str = "application/octet-stream"
     shifted: bool = False  # a part that was asked for is answered with another one
 
 
@@ -103,7 +104,7 @@ def _handler(site: Site) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
         def _send(self, page: Page) -> None:
-            body, status, headers = page.body, 200, {"Connection": "close"}
+            body, status, headers = page.body, 200, {"Connection": "close", "Content-Type": page.kind}
             validator = page.etag or page.modified
             if page.etag:
                 headers["ETag"] = page.etag

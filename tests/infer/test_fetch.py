@@ -235,6 +235,13 @@ def test_encoded_body_is_refused(site: Site, target: Path) -> None:
         fetch(site.put("/bundle.zip", BODY, encoding="gzip"), target)
 
 
+def test_web_page_in_place_of_the_file(site: Site, target: Path) -> None:
+    """As Google Drive answers when many have asked, and a proxy of the house when it must not be."""
+    with pytest.raises(FetchError, match="answers with a web page in place of the file"):
+        fetch(site.put("/bundle.zip", b"<html>quota exceeded</html>", kind="text/html; charset=utf-8"), target)
+    assert left_behind(target) == []
+
+
 def test_secrets_of_an_address_are_not_told(site: Site, target: Path) -> None:
     assert shown("https://user:secret@host:8443/a/b.zip?token=secret#x") == "https://host:8443/a/b.zip"
     with pytest.raises(FetchError) as refusal:
