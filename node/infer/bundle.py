@@ -7,6 +7,9 @@ what the bundle sees, `node.infer.bundle_output` reads what it returns.
 
 from __future__ import annotations
 
+import node.infer.torchvision_operators  # noqa: F401 - before MONAI
+
+# isort: split
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 _CUDA = re.compile(r"torch\.device\(\s*(['\"])cuda\1\s*\)")
-_kept: list[torch.library.Library] = []  # an operator lives as long as the library that defined it
 
 
 def mend_component(component: dict[str, Any]) -> None:
@@ -52,10 +51,7 @@ def mended_libraries() -> Iterator[None]:
     - `numpy.product` went with numpy 2 (valve_landmarks).
     - `torch.load` takes numpy arrays in a checkpoint that is loaded as weights only: plain data, no code
       (the architecture files of the DiNTS bundles).
-    - torchvision's compiled operators are absent beside a CPU build of torch: what MONAI uses of torchvision does not
-      call them, but the import asks for their names (lung_nodule_ct_detection, breast_density_classification).
     """
-    _define_torchvision_operators()
     missing = not hasattr(np, "product")
     if missing:
         np.product = np.prod  # pyright: ignore[reportAttributeAccessIssue]
@@ -74,26 +70,3 @@ def _numpy_types() -> list[Any]:
         type(np.dtype(name)) for name in ("bool", "int8", "uint8", "int16", "int32", "int64", "float32", "float64")
     ]
     return [multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *kinds]  # pyright: ignore
-
-
-def _define_torchvision_operators() -> None:
-    if _kept:
-        return
-    try:
-        import torchvision  # pyright: ignore[reportMissingImports]  # noqa: F401
-    except RuntimeError:  # "operator torchvision::nms does not exist"
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _kept.append(library)
-        _forget_torchvision()
-    except ImportError:  # an optional part: the bundle that needs it says so itself
-        pass
-
-
-def _forget_torchvision() -> None:
-    """An import that failed half-way leaves parts behind that a second one would trip over."""
-    import sys
-
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]
