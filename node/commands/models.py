@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -25,6 +25,8 @@ from node.infer.package import (
     keep_hashes,
     package_size,
 )
+
+_REMARKS_TOLD = 20
 
 
 def list_models(options: Namespace) -> int:
@@ -183,10 +185,12 @@ def pin(package: Package, config: Config) -> None:
     print("A running node knows the pin from its next start on.")
 
 
-def print_remarks(remarks: Iterable[Remark]) -> None:
-    """A line each."""
-    for remark in remarks:
+def print_remarks(remarks: Sequence[Remark]) -> None:
+    """A line each, the worst first; of very many the first ones."""
+    for remark in remarks[:_REMARKS_TOLD]:
         print(f"  {'' if remark.verdict == 'good' else remark.verdict + ': '}{clean(remark.says)}")
+    if (more := len(remarks) - _REMARKS_TOLD) > 0:
+        print(f"  and {more} more: radnode models verify --json")
 
 
 def _judge_pin(package: Package, config: Config) -> Iterable[Remark]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -283,8 +284,9 @@ def _agree(ours: str, theirs: str) -> bool:
             return False
     if all(len(word) <= 3 for word in second):  # IVC, LV: an abbreviation can mean anything
         return True
-    stems = {word[:4] for word in first - {"left", "right"}} & {word[:4] for word in second - {"left", "right"}}
-    return bool(stems)
+    first, second = first - {"left", "right"}, second - {"left", "right"}
+    stems = {word[:4] for word in first} & {word[:4] for word in second}
+    return bool(stems) or any(difflib.get_close_matches(word, second, n=1, cutoff=0.75) for word in first)
 
 
 def _compare_licences(package: Package) -> Iterator[Remark]:

@@ -320,6 +320,18 @@ def test_configuration_that_cannot_be_edited_gets_the_lines_told(
     assert f"models:\n  trusted:\n    marker: {digest}\n" in out
 
 
+def test_of_very_many_remarks_the_first_are_told(radnode: Radnode, pinned: Path) -> None:
+    unknown = ", ".join(f"x{number}: 1" for number in range(30))
+    (pinned / "dicom.yaml").write_text(f"{MANIFEST}overrides: {{{unknown}}}\n")
+    assert radnode("pin", "marker")[0] == 0
+    code, out, _ = radnode("verify")
+    assert (code, out.count("so this changes nothing")) == (0, 19)
+    assert "digest as pinned" in out
+    assert out.endswith("  and 11 more: radnode models verify --json\n")
+    (model,) = json.loads(radnode("verify", "--json")[1])["models"]
+    assert len(model["remarks"]) == 31
+
+
 def test_package_that_is_not_to_be_pinned(radnode: Radnode, config: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "from" / "marker", bundle_files() | {"dicom.yaml": MANIFEST.encode()})
     assert radnode("add", source, "--no-pin")[0] == 0

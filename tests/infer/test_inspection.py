@@ -132,6 +132,7 @@ def test_licences(look: Look) -> None:
 LABELS = [
     ({"0": "background", "1": "Marker"}, []),
     ({"0": "Background", "1": "right markers"}, []),
+    ({"0": "background", "1": "Left Makrer"}, []),  # as swin_unetr_btcv_segmentation has a "Left Kideny"
     ({"0": "labels: 0 background, 1 marker"}, []),  # one channel: labels already
     ({"0": "background", "1": "spleen"}, ["segments.1 is 'Marker' here and 'spleen' in the bundle"]),
     ({"0": "background", "1": "marker", "2": "liver"}, ["segments lacks 2, which is 'liver' in the bundle"]),
