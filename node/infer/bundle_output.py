@@ -43,11 +43,19 @@ def read_labels(item: Item, manifest: Manifest, seen: Any, source: Volume | Imag
     wanted = tuple(reversed(source.grid.shape))
     if found not in (wanted, tuple(getattr(seen, "shape", ()))[1:]):
         raise OutputRefused(f"the model returned a map of shape {found}, the input's grid is {wanted} (x, y, z)")
-    if not isinstance(tensor, MetaTensor):
+    if not _has_place(tensor):
         seen_here = isinstance(seen, MetaTensor) and tuple(seen.shape[1:]) == found
         affine = seen.affine if seen_here else torch.as_tensor(source.grid.affine_ras)
-        tensor = MetaTensor(tensor, affine=affine)
-    return to_grid(tensor[0], source)  # pyright: ignore[reportArgumentType]
+        tensor = MetaTensor(torch.as_tensor(_numbers(tensor)), affine=affine)
+    labels = to_grid(tensor[0], source)  # pyright: ignore[reportArgumentType]
+    if tensor.any() and not labels.any():
+        raise OutputRefused("the model's labels lie outside the image: what it returned has another place in space")
+    return labels
+
+
+def _has_place(tensor: torch.Tensor) -> bool:
+    """Whether a tensor says where it lies: MONAI gives one that never knew the identity, which is no scan's place."""
+    return isinstance(tensor, MetaTensor) and not np.array_equal(np.asarray(tensor.affine), np.eye(4))
 
 
 def read_boxes(item: Item, manifest: Manifest, seen: Any, name: str) -> Boxes:

@@ -1,8 +1,8 @@
 """Lets torchvision be imported beside a CPU build of torch. Imported for that, before MONAI, which looks for it once.
 
 torchvision's wheels carry compiled operators for one build of torch; beside another its import asks for names that are
-not there ("operator torchvision::nms does not exist"). What bundles use of it (architectures) calls none of them. Needed
-by lung_nodule_ct_detection, breast_density_classification and pathology_tumor_detection.
+not there ("operator torchvision::nms does not exist"). What bundles use of it (architectures) calls none of them.
+Needed by lung_nodule_ct_detection, breast_density_classification and pathology_tumor_detection.
 """
 
 from __future__ import annotations

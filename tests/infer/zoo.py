@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from node.dicom.volume import Grid, Image, SliceRef, Volume
 from node.infer.bundle import BundleModel
@@ -79,14 +82,15 @@ def inputs_for(name: str, manifest: Manifest) -> dict[str, Volume | Image]:
 class ThresholdNetwork(torch.nn.Module):
     """Logits that say 'class `label`' where the first channel is above half of the range that it is scaled to."""
 
-    def __init__(self, channels: int, label: int, threshold: float):
+    def __init__(self, channels: int, label: int, threshold: float, overlapping: bool):
         super().__init__()
-        self.channels, self.label, self.threshold = channels, label, threshold
+        self.channels, self.label, self.threshold, self.overlapping = channels, label, threshold, overlapping
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         inside = image[:, :1] > self.threshold
         logits = torch.full((image.shape[0], self.channels, *image.shape[2:]), -8.0, device=image.device)
-        logits[:, :1] = torch.where(inside, -8.0, 8.0)
+        if not self.overlapping:
+            logits[:, :1] = torch.where(inside, -8.0, 8.0)
         logits[:, self.label : self.label + 1] = torch.where(inside, 8.0, -8.0)
         return logits
 
@@ -109,8 +113,22 @@ class BoxInferer:
 
 
 # Where the oracle cuts, in the intensities that the bundle's network sees, and the label that it says.
-CUTS: dict[str, tuple[float, int]] = {"wholeBody_ct_segmentation": (0.0, 5), "brats_mri_segmentation": (0.0, 2)}
-OVERLAPPING = {"brats_mri_segmentation", "renalStructures_CECT_segmentation"}
+CUTS: dict[str, tuple[float, int]] = {"wholeBody_ct_segmentation": (0.0, 5), "brats_mri_segmentation": (0.0, 1)}
+OVERLAPPING = {"brats_mri_segmentation", "renalStructures_CECT_segmentation"}  # channels by themselves, no background
+COARSE = {
+    "brats_mri_segmentation",
+    "pediatric_abdominal_ct_segmentation",
+    "spleen_deepedit_annotation",
+    "prostate_mri_anatomy",
+}  # voxels of
+# another size than the object's: its edge moves by a part of one
+AXES = {  # of the image that the network sees, where not RAS; "" is as it was acquired
+    "renalStructures_CECT_segmentation": "LPS",
+    "brats_mri_segmentation": "LPS",
+    "ventricular_short_axis_3label": "",
+    "segmentation_template": "",
+}
+PROMPTED = {"vista3d"}  # the network's own interface has more than one entrance
 
 
 def check_with_oracle(folder: Path, manifest: Manifest) -> tuple[str, bool]:
@@ -123,6 +141,8 @@ def check_with_oracle(folder: Path, manifest: Manifest) -> tuple[str, bool]:
         wanted.kind == "image" for wanted in manifest.inputs.values()
     ):
         return "no oracle for this kind of result", True
+    if folder.name in PROMPTED:
+        return "no oracle for a network that takes prompts", True
     cut, label = CUTS.get(folder.name, (0.5, 1))
     overrides = dict(manifest.overrides)
     if manifest.task is Task.DETECTION:
@@ -131,6 +151,7 @@ def check_with_oracle(folder: Path, manifest: Manifest) -> tuple[str, bool]:
         channels = _channels(folder, manifest)
         overrides["network_def"] = {
             "_target_": "tests.infer.zoo.ThresholdNetwork", "channels": channels, "label": label, "threshold": cut,
+            "overlapping": folder.name in OVERLAPPING,
         }  # fmt: skip
         overrides["network"] = "@network_def"
     write_random_weights(folder, manifest.model_copy(update={"overrides": overrides}))
@@ -141,11 +162,17 @@ def check_with_oracle(folder: Path, manifest: Manifest) -> tuple[str, bool]:
         volume, truth = scan(directions, spacing_mm)
         array = np.where(truth, 1000, -1000).astype(np.float32)
         volume = Volume(array, volume.grid, volume.slices, "1.3", "1.4", "CT", "HU")
-        centres: list[tuple[float, ...]] = []
+        seen: list[tuple[str, NDArray[np.float64]]] = []
         model._evaluator.add_event_handler(
-            IterationEvents.FORWARD_COMPLETED, lambda engine, into=centres: into.append(_centre(engine, cut))
+            IterationEvents.FORWARD_COMPLETED, _stands, next(iter(manifest.data_keys)), cut, seen
         )
         prediction = model.predict(dict.fromkeys(manifest.inputs, volume))
+        axes, centre = seen[0]
+        wanted = AXES.get(folder.name, "RAS")
+        slices, rows, columns = np.nonzero(truth)
+        off_mm = np.abs(centre - volume.grid.to_lps(np.stack([columns, rows, slices], axis=1)).mean(0)).max()
+        if (wanted and axes != wanted) or off_mm > 2:
+            return f"{name}: the network saw {axes}, and the object {off_mm:.1f} mm off its place", False
         if manifest.task is Task.DETECTION:
             score = _box_score(prediction.boxes[0], truth, volume)  # pyright: ignore
         else:
@@ -153,7 +180,7 @@ def check_with_oracle(folder: Path, manifest: Manifest) -> tuple[str, bool]:
             score = dice(found, truth)
         worst = min(worst, score)
         said.append(f"{name} {score:.3f}")
-    return ", ".join(said), worst >= 0.9
+    return ", ".join(said), worst >= (0.9 if folder.name in COARSE else 0.99)
 
 
 def _channels(folder: Path, manifest: Manifest) -> int:
@@ -162,16 +189,21 @@ def _channels(folder: Path, manifest: Manifest) -> int:
     return int(outputs.get("num_channels") or len(manifest.segments) + 1)
 
 
-def _centre(engine: Any, cut: float) -> tuple[float, ...]:
-    image = torch.as_tensor(engine.state.output["image"])[0, 0]
-    where = torch.nonzero(image > cut).float()
-    return tuple((where.mean(0) / torch.tensor(image.shape)).tolist())
+def _stands(engine: Any, key: str, cut: float, into: list[tuple[str, NDArray[np.float64]]]) -> None:
+    """Notes the axes of the image that the network saw, and where the object's centre lay in it, in LPS millimetres."""
+    image = engine.state.output["image"][0]
+    where = torch.nonzero(torch.as_tensor(image)[0] > cut).double().mean(0).numpy()
+    batch = engine.state.batch
+    loaded = batch[0][key] if isinstance(batch, list) else batch[key][0]  # what CECT concatenates has none
+    affine = np.asarray(loaded.affine, np.float64)
+    centre = (affine[:3, :3] @ where + affine[:3, 3]) * [-1, -1, 1]
+    into.append(("".join(nibabel.aff2axcodes(affine)), centre))
 
 
 def _box_score(box: Any, truth: np.ndarray, volume: Volume) -> float:
     """1 where every face of the box lies within a voxel of the object's."""
-    slices, rows, columns = np.nonzero(truth)
-    corners = volume.grid.to_lps(np.stack([columns, rows, slices], axis=1))
+    indices = np.stack(np.nonzero(truth)[::-1], axis=1)
+    corners = volume.grid.to_lps(np.array(list(product(*zip(indices.min(0), indices.max(0), strict=True)))))
     off = max(np.abs(corners.min(0) - box.low_lps).max(), np.abs(corners.max(0) - box.high_lps).max())
     return 1.0 if off <= max(volume.grid.spacing_mm) * np.sqrt(3) else float(1 / off)
 
