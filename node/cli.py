@@ -100,13 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("delivery", type=int, metavar="DELIVERY")
     _config(command)
 
-    noun = _noun(commands, "models", "model packages")
-    command = _command(noun, "list", "models:list_models", "the packages in the configured folders")
-    _config(command)
-    _json(command)
-    command = _command(noun, "verify", "models:verify_models", "check packages and their pinned digests")
-    command.add_argument("names", nargs="*", metavar="MODEL")
-    _config(command)
+    _add_models(_noun(commands, "models", "model packages"))
 
     noun = _noun(commands, "route", "routing rules")
     command = _command(noun, "explain", "route:explain", "why each series of a study did or did not match")
@@ -150,6 +144,51 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     _config(command)
     _json(command)
+
+
+def _add_models(noun: argparse._SubParsersAction) -> None:
+    command = _command(noun, "list", "models:list_models", "the packages in the configured folders")
+    _config(command)
+    _json(command)
+    command = _command(noun, "show", "models:show_model", "one package: what it takes, what it gives, its licences")
+    command.add_argument("name", metavar="MODEL")
+    _config(command)
+    _json(command)
+    command = _command(noun, "add", "models_add:add_model", "get a package, check it, put it in its place and pin it")
+    command.add_argument(
+        "source", metavar="SOURCE", help="a folder, a zip file, its web address, or a bundle of the zoo: NAME[@VERSION]"
+    )
+    command.add_argument("--name", help="the package's name here; default: that of the source")
+    command.add_argument("--into", type=Path, metavar="DIR", help="default: the first folder of models.path")
+    command.add_argument("--dicom-yaml", type=Path, metavar="FILE", help="the package's dicom.yaml")
+    command.add_argument("--sha256", metavar="HASH", help="what the zip file's SHA-256 must be")
+    command.add_argument("--replace", action="store_true", help="put it in the place of a package of that name")
+    command.add_argument(
+        "--pin", action=argparse.BooleanOptionalAction, default=True, help="trust the package as it is now (default)"
+    )
+    _config(command)
+    command = _command(noun, "verify", "models:verify_models", "check packages, their bundles and their pinned digests")
+    command.add_argument("names", nargs="*", metavar="MODEL")
+    command.add_argument("--weights", action="store_true", help="also read the checkpoints, as weights only")
+    _config(command)
+    _json(command)
+    for name, what in (("pin", "trust a package as it is now"), ("unpin", "take a package's pin away")):
+        command = _command(noun, name, f"models:{name}_model", what)
+        command.add_argument("name", metavar="MODEL")
+        _config(command)
+    command = _command(noun, "bench", "models_bench:bench", "time and memory of each stage, on a study of yours")
+    command.add_argument("name", metavar="MODEL", help="name of a package, or its folder")
+    command.add_argument("path", type=Path, metavar="PATH", help="the folder of one study")
+    command.add_argument("--repeat", type=_at_least_one, default=3, metavar="N", help="runs (default 3)")
+    command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
+    _config(command)
+    _json(command)
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def _command(commands: argparse._SubParsersAction, name: str, run_by: str, what: str) -> argparse.ArgumentParser:

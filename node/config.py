@@ -25,6 +25,7 @@ from node.yamlfile import Location, Number, Section, WholeNumber, listing_of, lo
 
 ENVIRONMENT = "RADNODE_CONFIG"
 CONFIG_NAME = "config.yaml"
+MODEL_ZOO = "https://raw.githubusercontent.com/Project-MONAI/model-zoo/dev/models/model_info.json"
 SYSTEM_CONFIG = Path("/etc/radnode/config.yaml")
 
 
@@ -158,6 +159,17 @@ def _check_digest(value: str) -> str:
     return match[1].lower()
 
 
+def _check_web_address(value: str) -> str:
+    try:
+        url = urlsplit(value.strip())
+        good = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(f"found {value[:80]!r}; expected an address that begins with https:// or http://")
+    return value.strip()
+
+
 def _check_device(value: str) -> str:
     if not _DEVICE.fullmatch(value):
         raise ValueError(f"found {value!r}; expected auto, cpu, cuda, or cuda:N for one GPU of several")
@@ -202,6 +214,7 @@ Network = Annotated[str, AfterValidator(_check_network)]
 StorageClass = Annotated[str, AfterValidator(_check_uid)]
 Port = Annotated[WholeNumber, Field(ge=1, le=65535)]
 Name = Annotated[str, AfterValidator(_check_name)]
+WebAddress = Annotated[str, AfterValidator(_check_web_address)]
 Digest = Annotated[str, AfterValidator(_check_digest)]
 ResolvedPath = Annotated[Path, BeforeValidator(_resolve)]
 
@@ -267,6 +280,7 @@ class Models(Section):
 
     paths: Annotated[tuple[ResolvedPath, ...], BeforeValidator(one_or_list), Field(min_length=1)] = Field(alias="path")
     trusted: dict[Name, Digest] = Field(default_factory=dict)  # package name to its digest
+    zoo: WebAddress = MODEL_ZOO  # the index that `radnode models add NAME` looks into
 
 
 class Route(Section):

@@ -49,6 +49,10 @@ class ModelError(RadnodeError):
     """A model package cannot be found, trusted or loaded."""
 
 
+class FetchError(RadnodeError):
+    """What a model package is made of cannot be got, or is not what it must be."""
+
+
 class InputRefused(RadnodeError):
     """The study holds no input that this model may be run on: an answer ('not applicable'), not a failure."""
 

@@ -24,6 +24,8 @@ INFERENCE = ("configs/inference.json", "configs/inference.yaml", "configs/infere
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _METADATA_MAX = 10_000_000  # bytes
+_HASHES_MAX = 100_000_000  # bytes
+_CHANGES_TOLD = 10  # files in one sentence
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def load_package(folder: Path) -> Package:
     name = folder.absolute().name
     if not folder.is_dir():
         raise ModelError(f"model package {name}: {folder} is not a folder")
-    if not _NAME.fullmatch(name):
+    if not is_package_name(name):
         raise ModelError(
             f"model package {name!r} in {folder.absolute().parent}: rename it to 1 to 64 letters, digits, "
             "'_', '-' or '.', a letter or digit first"
@@ -60,24 +62,40 @@ def load_package(folder: Path) -> Package:
     return Package(name, folder, _read_version(name, folder), manifest, digest_package(folder))
 
 
-def digest_package(folder: Path) -> str:
-    """SHA-256 over every file's relative path and content, as 64 hexadecimal digits.
+def is_package_name(name: str) -> bool:
+    """Whether a package may be called so."""
+    return _NAME.fullmatch(name) is not None
 
-    It is the digest of what `sha256sum` prints for all files in the order of their paths' UTF-8 bytes, so that an
-    administrator can compute it without radnode (docs/models.md). Left out is any file or folder called `__pycache__`
-    or beginning with `.git`; whatever runs the package must therefore not read `__pycache__` either. Raises
-    `ModelError` for what would make the digest ambiguous or incomplete: linked folders, files that are not regular,
-    odd names.
+
+def digest_package(folder: Path) -> str:
+    """SHA-256 over every file's relative path and content, as 64 hexadecimal digits: that of `list_hashes`.
+
+    An administrator can compute it without radnode (docs/models.md). Raises `ModelError` for what would make the digest
+    ambiguous or incomplete: linked folders, files that are not regular, odd names.
     """
-    whole = hashlib.sha256()
+    return hashlib.sha256(list_hashes(folder).encode()).hexdigest()
+
+
+def list_hashes(folder: Path) -> str:
+    """What `sha256sum` prints for all files of a package, in the order of their paths' UTF-8 bytes.
+
+    Left out is any file or folder called `__pycache__` or beginning with `.git`; whatever runs the package must
+    therefore not read `__pycache__` either. Raises as `digest_package`.
+    """
+    lines = []
     for path in sorted(_package_files(folder), key=os.fsencode):
         try:
             with (folder / path).open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as reason:
             raise ModelError(f"model package {folder.name}: {path} cannot be read ({reason.strerror})") from None
-        whole.update(f"{content}  {path}\n".encode())
-    return whole.hexdigest()
+        lines.append(f"{content}  {path}\n")
+    return "".join(lines)
+
+
+def package_size(folder: Path) -> int:
+    """Bytes of all files that count."""
+    return sum((folder / path).stat().st_size for path in _package_files(folder))
 
 
 def discover_packages(paths: Iterable[Path]) -> tuple[list[Package], list[ModelError | ManifestError]]:
@@ -104,7 +122,7 @@ def discover_packages(paths: Iterable[Path]) -> tuple[list[Package], list[ModelE
 
 def find_package(name: str, paths: Sequence[Path]) -> Package:
     """The package of this name in the first of these folders that has it; `ModelError` says what there is instead."""
-    if _NAME.fullmatch(name):  # a name, never a way out of the folders
+    if is_package_name(name):  # a name, never a way out of the folders
         for path in paths:
             if (path / name).is_dir():
                 return load_package(path / name)
@@ -114,13 +132,74 @@ def find_package(name: str, paths: Sequence[Path]) -> Package:
 
 
 def check_trusted(package: Package, trusted: Mapping[str, str]) -> None:
-    """Raise `ModelError` when an administrator pinned another digest for this package; unpinned ones pass."""
+    """Raise `ModelError` when an administrator pinned another digest for this package; unpinned ones pass.
+
+    Where the hashes of the pinned files were kept (`keep_hashes`), the error says which files are others now.
+    """
     expected = trusted.get(package.name)
-    if expected is not None and package.digest != expected:
+    if expected is None or package.digest == expected:
+        return
+    changes = changes_since(package, expected)
+    which = f": {', '.join(changes)}" if changes else ""
+    raise ModelError(
+        f"model package {package.name} in {package.folder} is not the one that models.trusted pins{which} (expected "
+        f"the digest {expected}, found {package.digest}); restore its files, or pin the new digest once you trust it: "
+        f"radnode models pin {package.name}"
+    )
+
+
+def hashes_file(folder: Path) -> Path:
+    """Where the hashes of the files of a pinned package are kept: beside the packages, not among what they cover."""
+    return folder.parent / ".trusted" / f"{folder.name}.sha256"
+
+
+def keep_hashes(package: Package) -> None:
+    """Write the hashes of the package's files as they are now, for `check_trusted`; `sha256sum -c` reads them too.
+
+    The file needs no protection of its own: it counts only while its own SHA-256 is the pinned digest. Raises
+    `ModelError` when it cannot be written, or when a file changed since the package was read.
+    """
+    listed = list_hashes(package.folder).encode()
+    if hashlib.sha256(listed).hexdigest() != package.digest:
+        raise ModelError(f"model package {package.name} changed while it was read; try again")
+    path = hashes_file(package.folder)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        partly = path.with_suffix(f".{os.getpid()}")
+        partly.write_bytes(listed)
+        partly.replace(path)
+    except OSError as reason:
         raise ModelError(
-            f"model package {package.name} in {package.folder} is not the one that models.trusted pins: expected the "
-            f"digest {expected}, found {package.digest}; restore its files, or pin the new digest once you trust it"
-        )
+            f"the hashes of {package.name} cannot be kept in {path} ({reason.strerror}): a change of the package would "
+            "be noticed, but not which file it was"
+        ) from None
+
+
+def changes_since(package: Package, expected: str) -> list[str]:
+    """Which files are not as they were when the digest `expected` was pinned: `changed models/model.pt`.
+
+    Empty when no hashes were kept, or other ones than `expected` stands for.
+    """
+    try:
+        with hashes_file(package.folder).open("rb") as file:
+            kept = file.read(_HASHES_MAX)
+    except OSError:
+        return []
+    if hashlib.sha256(kept).hexdigest() != expected:
+        return []
+    before, now = _by_path(kept.decode()), _by_path(list_hashes(package.folder))
+    changes = [
+        *(f"changed {path}" for path in now if path in before and before[path] != now[path]),
+        *(f"added {path}" for path in now if path not in before),
+        *(f"missing {path}" for path in before if path not in now),
+    ]
+    more = len(changes) - _CHANGES_TOLD
+    return changes if more <= 0 else [*changes[:_CHANGES_TOLD], f"and {more} more"]
+
+
+def _by_path(listed: str) -> dict[str, str]:
+    """Path to hash, of what `list_hashes` gives."""
+    return {line[66:]: line[:64] for line in listed.splitlines()}
 
 
 def _package_folders(path: Path) -> Iterator[Path]:
