@@ -15,6 +15,7 @@ from monai.bundle.config_parser import ConfigParser
 
 from node.errors import ModelError
 from node.infer.bounded import bound_memory
+from node.infer.inspection import REQUIRED
 from node.infer.manifest import Manifest, Task
 from node.infer.presented import MemoryReader
 from node.infer.shims import mend_component, mend_expression
@@ -23,7 +24,6 @@ CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
 
 _LOADS = ("LoadImage", "LoadImaged", "LoadImageD", "LoadImageDict")
 _SAVES = ("Save", "Saver", "Writer")
-_REQUIRED = ("network_def", "inferer", "evaluator", "dataset", "preprocessing")
 
 
 def parse_bundle(folder: Path, manifest: Manifest, device: torch.device, memory: MemoryReader) -> ConfigParser:
@@ -35,7 +35,7 @@ def parse_bundle(folder: Path, manifest: Manifest, device: torch.device, memory:
     parser.read_config(str(files[0]))
     parser.read_meta(str(folder / "configs" / "metadata.json"))
     config: dict[str, Any] = parser.get()
-    missing = [name for name in _REQUIRED if name not in config]
+    missing = [name for name in REQUIRED if name not in config]
     if missing:
         raise ModelError(f"{files[0].name} of bundle {folder.name} has no {', '.join(missing)}")
     _mend_expressions(config, device)
