@@ -1,16 +1,14 @@
-"""Reading a series into a volume of floats, side by side: `python -m tests.benchmark.reading [--slices N] [--repeat N]`.
+"""Reading a series into a float volume, side by side: `python -m tests.benchmark.reading [--slices N] [--repeat N]`.
 
-SimpleITK's ImageSeriesReader (GDCM), highdicom's `get_volume_from_series` and `read_volume` read the same files, each in
-a process of its own that reads what it measures before it measures (the page cache is warm for all). Seconds are the
-median of `--repeat` readings, memory the most that the process had resident above what it had before it read, as a
-multiple of the float32 volume.
+SimpleITK's ImageSeriesReader (GDCM), highdicom's `get_volume_from_series` and `read_volume` read the same files, each
+in a process of its own, whose first reading is not timed: the page cache is warm for all. Seconds are the median of
+`--repeat` readings; memory is the most that the process held above what it held before, in float32 volumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -102,11 +100,11 @@ def prepare(reader: str, folder: Path) -> Callable[[], np.ndarray]:
 
         def read() -> np.ndarray:
             if len(paths) == 1:
-                return sitk.GetArrayViewFromImage(sitk.ReadImage(str(paths[0]), sitk.sitkFloat32))
+                return sitk.GetArrayFromImage(sitk.ReadImage(str(paths[0]), sitk.sitkFloat32))
             series = sitk.ImageSeriesReader()
             series.SetFileNames([str(path) for path in paths])
             series.SetOutputPixelType(sitk.sitkFloat32)
-            return sitk.GetArrayViewFromImage(series.Execute())
+            return sitk.GetArrayFromImage(series.Execute())
 
     elif reader == "highdicom":
         import highdicom
@@ -132,18 +130,24 @@ def prepare(reader: str, folder: Path) -> Callable[[], np.ndarray]:
 def measure(reader: str, folder: Path, repeat: int) -> None:
     """Print one reader's figures as JSON; runs in a process of its own."""
     read = prepare(reader, folder)
-    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here (proc_pid_clear_refs(5))
+    before_kib = _status("VmRSS")
     array = read()
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    volume_kib = array.size * 4 / 1024
+    memory = (_status("VmHWM") - before_kib) * 1024 / (array.size * 4)
     mean = float(np.asarray(array[:: max(1, len(array) // 8)], np.float64).mean())
+    del array
     seconds = []
     for _ in range(repeat):
-        del array
         clock = time.perf_counter()
-        array = read()
+        read()
         seconds.append(time.perf_counter() - clock)
-    print(json.dumps({"s": statistics.median(seconds), "memory": (peak_kib - before_kib) / volume_kib, "mean": mean}))
+    print(json.dumps({"s": statistics.median(seconds), "memory": memory, "mean": mean}))
+
+
+def _status(key: str) -> int:
+    """A size of this process in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def main() -> None:
