@@ -23,6 +23,7 @@ from node.dicom.identity import is_uid
 from node.dicom.volume import SliceRef
 
 FRAMES_MAX = 1_000_000  # a whole slide has some 100,000 tiles; more is a damaged number
+PERPENDICULAR_TOLERANCE = 1e-2  # of products of directions
 
 _NOT_IMAGES = ("LOCALIZER", "SCOUT", "SCREEN SAVE", "DOSE_INFO")
 _NOT_IMAGES_OF_SIEMENS = (" TOP", " PROT")  # endings: CT_SOM5 TOP, CT_SOM5 PROT
@@ -182,6 +183,9 @@ def _slice(path: Path, instance: Dataset, frame: int | None, header: Dataset) ->
     spacing = numbers(header, "PixelSpacing", 2)
     if not position or not orientation:
         return NO_POSITION
+    row, column = np.reshape(orientation, (2, 3))
+    if max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > PERPENDICULAR_TOLERANCE:
+        return "ImageOrientationPatient is no pair of perpendicular directions"
     if frame is not None and "PerFrameFunctionalGroupsSequence" not in instance and _frame_count(instance) > 1:
         return f"its {_frame_count(instance)} frames have no positions of their own"
     if min(spacing, default=0) <= 0:

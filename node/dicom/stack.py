@@ -41,9 +41,6 @@ class Stack:
 
 def stack_slices(slices: Sequence[Slice]) -> Stack | str:
     """The stack of slices of one size and orientation, each at a place of its own; or why they are none."""
-    row, column = np.array(slices[0].orientation).reshape(2, 3)
-    if not np.allclose((row @ row, column @ column, row @ column), (1, 1, 0), atol=1e-2):
-        return "ImageOrientationPatient is no pair of perpendicular directions"
     if len(slices) < 2:
         return "a single slice makes no volume"
     heights = heights_mm(slices)
@@ -65,6 +62,7 @@ def stack_slices(slices: Sequence[Slice]) -> Stack | str:
             f"the slices do not stand in line: slice {int(beside.argmax()) + 1} of {len(slices)} is "
             f"{beside.max():.1f} mm beside the line from the first to the last"
         )
+    row, column = np.array(slices[0].orientation).reshape(2, 3)
     normal = np.cross(row, column)
     is_sheared = np.linalg.norm(line - (line @ normal) * normal) > LINE_TOLERANCE_MM
     row_spacing_mm, column_spacing_mm = slices[0].spacing_mm
