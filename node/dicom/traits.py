@@ -14,7 +14,7 @@ from pydicom.datadict import dictionary_description, keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from node.dicom.candidates import Slice, numbers
+from node.dicom.candidates import Slice, numbers, value_of
 
 Value = float | str | tuple[float, ...] | tuple[str, ...]
 
@@ -37,7 +37,7 @@ def traits_of(slices: list[Slice]) -> list[Trait]:
 
 def _text(keyword: str) -> Callable[[Slice], Value | None]:
     def value(slice_: Slice) -> Value | None:
-        found = slice_.header.get(keyword)
+        found = value_of(slice_.header, keyword)
         if found is None or found == "":
             return None
         parts = found if isinstance(found, MultiValue | list) else [found]
@@ -60,8 +60,8 @@ def _number(*keywords: str) -> Callable[[Slice], Value | None]:
 
 def _in_turn(date: str, time: str) -> Trait:
     def value(slice_: Slice) -> Value | None:
-        found = str(slice_.header.get(time) or "").strip()
-        return f"{slice_.header.get(date) or ''} {found}" if found else None
+        found = str(value_of(slice_.header, time) or "").strip()
+        return f"{value_of(slice_.header, date) or ''} {found}" if found else None
 
     return Trait(value, _numbered("time"), by_place=True, in_turn=True, says_what=False)
 
@@ -119,8 +119,11 @@ def _direction(slice_: Slice) -> Value | None:
 
 
 def _private(header: Dataset, group: int, element: int, creator: str) -> list[float]:
+    tags = header.keys()
+    blocks = (block for block in range(0x10, 0x20) if group << 16 | block in tags)  # in practice the first few
     try:
-        value = header.private_block(group, creator)[element].value
+        block = next(block for block in blocks if header[group << 16 | block].value == creator)
+        value = header[group << 16 | block << 8 | element].value
         if isinstance(value, bytes):  # sent as UN
             value = np.frombuffer(value, "<f8") if len(value) in (8, 24) else value.decode("ascii").split("\\")
         found = [float(part) for part in (value if isinstance(value, MultiValue | list | np.ndarray) else [value])]
@@ -179,7 +182,7 @@ def _dimensions(slices: list[Slice]) -> list[Trait]:
 
 def _dimension(index: int) -> Callable[[Slice], Value | None]:
     def value(slice_: Slice) -> Value | None:
-        found = slice_.header.get("DimensionIndexValues")
+        found = value_of(slice_.header, "DimensionIndexValues")
         values = list(found) if isinstance(found, MultiValue | list) else [found]
         return float(values[index]) if index < len(values) and values[index] is not None else None
 
