@@ -108,14 +108,23 @@ def b_value(slice_: Slice) -> Value | None:
     return None
 
 
-def _direction(slice_: Slice) -> Value | None:
-    """The gradient's direction; None for an image without one (b = 0, a trace)."""
+def _gradient(slice_: Slice) -> Value | None:
+    """(0, b-value, direction) where there is a direction, (1, b-value) where there is none (b = 0, a trace)."""
     header = slice_.header
     found = numbers(header, "DiffusionGradientOrientation", 3)
     for group, elements, creator in _DIRECTIONS:
         if not found:
             found = [number for element in elements for number in _private(header, group, element, creator)]
-    return tuple(round(number, 4) for number in found) if len(found) == 3 and any(found) else None
+    weight = b_value(slice_)
+    b = float(weight) if isinstance(weight, float) else 0.0
+    if len(found) == 3 and any(found):
+        return (0.0, b, *(round(number, 4) for number in found))
+    return None if weight is None else (1.0, b)
+
+
+def _name_gradient(value: Value, rank: int) -> str:
+    _, b, *direction = value if isinstance(value, tuple) else (0.0, value)
+    return f"b {float(b):g} direction {rank}" if direction else f"b {float(b):g}"
 
 
 def _private(header: Dataset, group: int, element: int, creator: str) -> list[float]:
@@ -144,7 +153,7 @@ _WHAT = (
     Trait(_number("FlipAngle"), _valued("flip angle {:g}")),
     Trait(b_value, _valued("b {:g}")),
     Trait(_text("DiffusionDirectionality"), lambda value, rank: _shown(value).lower()),
-    Trait(_direction, _numbered("direction")),
+    Trait(_gradient, _name_gradient),
     Trait(_text("ASLContext"), lambda value, rank: _shown(value).lower()),
     Trait(_number("NominalPercentageOfCardiacPhase"), _valued("phase {:g} %")),
     Trait(_number("NominalPercentageOfRespiratoryPhase"), _valued("respiration {:g} %")),
@@ -171,19 +180,19 @@ _PLACES = ("InStackPositionNumber", "ImagePositionPatient", "SliceLocation", "Im
 def _dimensions(slices: list[Slice]) -> list[Trait]:
     """What the first multi-frame object itself calls its dimensions (PS3.3 C.7.6.17)."""
     instance = next((slice_.instance for slice_ in slices if slice_.frame is not None), Dataset())
+    dimensions = instance.get("DimensionIndexSequence") or []
     traits = []
-    for index, dimension in enumerate(instance.get("DimensionIndexSequence") or []):
+    for index, dimension in enumerate(dimensions):
         keyword = keyword_for_tag(dimension.get("DimensionIndexPointer") or 0)
         if keyword not in _PLACES:
             what = dictionary_description(keyword).lower() if keyword else f"dimension {index + 1}"
-            traits.append(Trait(_dimension(index), _numbered(what)))
+            traits.append(Trait(_dimension(index, len(dimensions)), _numbered(what)))
     return traits
 
 
-def _dimension(index: int) -> Callable[[Slice], Value | None]:
+def _dimension(index: int, count: int) -> Callable[[Slice], Value | None]:
     def value(slice_: Slice) -> Value | None:
-        found = value_of(slice_.header, "DimensionIndexValues")
-        values = list(found) if isinstance(found, MultiValue | list) else [found]
-        return float(values[index]) if index < len(values) and values[index] is not None else None
+        found = numbers(slice_.header, "DimensionIndexValues", count)
+        return found[index] if found else None
 
     return value
