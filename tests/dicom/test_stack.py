@@ -51,7 +51,7 @@ def test_any_rotation_flip_and_shear_gives_the_affine_back(
     turned = Rotation.random(rng=np.random.default_rng(turn)).as_matrix()
     row, column, normal = turned.T
     step = normal * spacing_mm[0] + row * shear_mm[0] + column * shear_mm[1]
-    positions = np.outer(np.arange(6), step) + (-10, 20, 30)
+    positions = np.outer(np.arange(6), step) + np.array([-10.0, 20.0, 30.0])
     given_order = np.arange(6)[:: -1 if flip else 1]
     orientation = [f"{value:.10g}" for value in (*row, *column)]
     folder = tmp_path_factory.mktemp("stack")
@@ -85,8 +85,8 @@ def test_any_rotation_flip_and_shear_gives_the_affine_back(
 
 
 IRREGULAR = [
-    ("a protocol of two steps", [5.0] * 4 + [10.0] * 4),
-    ("... the other way round", [10.0] * 4 + [2.5] * 9),
+    ("a protocol of two steps", [5.0] * 6 + [10.0] * 5),
+    ("... the other way round", [10.0] * 5 + [2.5] * 9),
     ("one slice out of step", [2.0, 2.5, 1.5, 2.0, 2.0]),
     ("overlap at one place", [5.0, 5.0, 2.0, 5.0, 5.0]),
     ("steps that grow", [2.0, 2.2, 2.4, 2.6, 2.8]),
@@ -124,10 +124,10 @@ def test_gaps_are_refused_where_they_are(tmp_path: Path, steps: list[float], sen
     assert [refusal.sentence for refusal in assembly.refusals] == [sentence]
 
 
-@given(lost=st.sets(st.integers(1, 18), min_size=1, max_size=6))
+@given(lost=st.sets(st.integers(1, 18), min_size=1, max_size=4))
 @settings(max_examples=30, deadline=None)
 def test_lost_slices_are_never_made_up(tmp_path_factory: pytest.TempPathFactory, lost: set[int]) -> None:
-    """Up to six of twenty slices lost anywhere within, no two of them side by side more often than not."""
+    """Up to four of twenty slices lost anywhere within."""
     heights = [2.5 * index for index in range(20) if index not in lost]
     assembly = write_steps(tmp_path_factory.mktemp("lost"), np.diff(heights).tolist())
     assert not assembly.volumes
@@ -145,7 +145,7 @@ def test_tilted_head_is_exact(shared_data: Path) -> None:
 def assert_exact(plan: VolumePlan) -> None:
     """The grid places each slice where its header says."""
     assert plan.positions_lps is not None
-    indices = np.column_stack([np.zeros((len(plan.slices), 2)), np.arange(len(plan.slices))])
+    indices = np.column_stack([np.zeros((len(plan.slices), 2)), np.arange(len(plan.slices), dtype=float)])
     assert np.abs(plan.grid.to_lps(indices) - plan.positions_lps).max() < 1e-3
     for path, position in zip(plan.paths, plan.positions_lps, strict=True):
         header = dcmread(path, stop_before_pixels=True)
