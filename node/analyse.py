@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from node import __version__
-from node.dicom.assembly import VolumePlan
+from node.dicom.assembly import InputPlan, VolumePlan
 from node.dicom.pixels import read_volume
 from node.dicom.volume import Volume
-from node.errors import OutputRefused
+from node.errors import InputRefused, OutputRefused
 from node.infer.model import Model
 from node.infer.package import Package
 from node.infer.results import Labelmap
@@ -37,7 +37,7 @@ class Analysis:
 def analyse(
     package: Package,
     model: Model,
-    plans: Mapping[str, VolumePlan],
+    plans: Mapping[str, InputPlan],
     *,
     key: str,
     created: datetime,
@@ -61,7 +61,7 @@ def analyse(
             progress(stage)
 
     begin("read")
-    volumes = {name: read_volume(plan) for name, plan in plans.items()}
+    volumes = {name: _read(plan) for name, plan in plans.items()}
     begin("infer", "read")
     labelmap = model.predict(volumes)
     if not isinstance(labelmap, Labelmap):
@@ -85,3 +85,12 @@ def analyse(
     results = make_results(subject, measurements)
     begin("", "report")
     return Analysis(volume, labelmap, measurements, results, seconds, subject)
+
+
+def _read(plan: InputPlan) -> Volume:
+    """The volume of a plan, when it is one that models take as it is."""
+    if not isinstance(plan, VolumePlan):
+        raise InputRefused(f"series {plan.series_uid} is a planar image, which models are not given yet")
+    if plan.positions_lps is not None:
+        raise InputRefused(f"the slices of series {plan.series_uid} are sheared (gantry tilt) or of varying spacing")
+    return read_volume(plan)

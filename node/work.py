@@ -21,7 +21,7 @@ from node.analyse import Analysis, analyse
 from node.archive.records import Job, JobState
 from node.archive.store import Archive
 from node.config import Config
-from node.dicom.assembly import VolumePlan, assemble_volumes
+from node.dicom.assembly import InputPlan, assemble_volumes
 from node.dicom.header import read_header
 from node.dicom.selection import select_input
 from node.errors import ArchiveError, InputRefused, ModelError, OutputRefused, RadnodeError
@@ -84,11 +84,12 @@ class WarmModels:
         return self._model
 
 
-def plan_inputs(package: Package, wanted: dict[str, list[str]], paths: dict[str, Path]) -> dict[str, VolumePlan]:
-    """The volumes of a job's inputs, assembled from exactly the instances that it names. `InputRefused` when one is
-    gone.
+def plan_inputs(package: Package, wanted: dict[str, list[str]], paths: dict[str, Path]) -> dict[str, InputPlan]:
+    """The volumes and images of a job's inputs, assembled from exactly the instances that it names.
+
+    `InputRefused` when one is gone.
     """
-    plans: dict[str, VolumePlan] = {}
+    plans: dict[str, InputPlan] = {}
     for name, uids in wanted.items():
         missing = [uid for uid in uids if uid not in paths]
         if missing:

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 
 from node.commands.output import print_json, print_table
 from node.commands.packages import model_paths
-from node.dicom.assembly import VolumePlan, assemble_volumes
+from node.dicom.assembly import InputPlan, assemble_volumes
 from node.dicom.header import read_header, scan_folder
 from node.dicom.selection import select_input
 from node.errors import InputRefused, RadnodeError
@@ -72,14 +72,14 @@ def read_studies(path: Path) -> dict[str, dict[Path, Dataset]]:
     return dict(sorted(studies.items()))
 
 
-def plan_study(package: Package, headers: Mapping[Path, Dataset]) -> dict[str, VolumePlan]:
-    """The volumes that the model takes of a study; `InputRefused` says why there is none."""
+def plan_study(package: Package, headers: Mapping[Path, Dataset]) -> dict[str, InputPlan]:
+    """The volumes and images that the model takes of a study; `InputRefused` says why there is none."""
     assembly = assemble_volumes(headers)
     return {name: select_input(assembly, wanted).plan for name, wanted in package.manifest.inputs.items()}
 
 
-def instances_of(plan: VolumePlan) -> list[str]:
-    """The sorted SOP Instance UIDs that a volume is made of."""
+def instances_of(plan: InputPlan) -> list[str]:
+    """The sorted SOP Instance UIDs that a volume or image is made of."""
     return sorted({reference.sop_instance_uid for reference in plan.slices})
 
 

@@ -1,78 +1,231 @@
-"""The voxels of a planned volume: decoded in parallel, rescaled, one float array."""
+"""The voxels of planned volumes and images: decoded in parallel, in real-world units, one array each."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, ImplicitVRLittleEndian
 
-from node.dicom.assembly import VolumePlan
-from node.dicom.identity import is_uid
-from node.dicom.volume import Volume
+from node.dicom.assembly import ImagePlan, InputPlan, VolumePlan
+from node.dicom.decode import OpenInstance, open_instance
+from node.dicom.frames import FrameHeaders
+from node.dicom.realworld import (
+    Rescale,
+    Unit,
+    clear_unused_bits,
+    padding_value,
+    read_padding,
+    read_rescale,
+    read_unit,
+    stored_range,
+)
+from node.dicom.volume import Image, SliceRef, Volume
 from node.errors import InputRefused
 
 THREADS = 4
 
+# What models and reports may ask of a series beside its voxels; nothing here names the patient.
+ATTRIBUTES = (
+    "Manufacturer", "ManufacturerModelName", "BodyPartExamined", "PatientAge", "PatientSex",
+    "PatientSize", "PatientWeight", "Laterality", "ImageLaterality", "ViewPosition", "KVP", "ConvolutionKernel",
+    "ContrastBolusAgent", "EchoTime", "RepetitionTime", "MagneticFieldStrength",
+)  # fmt: skip
+
+
+def read_input(plan: InputPlan) -> Volume | Image:
+    """The volume or the image of `plan`; raises as `read_volume` and `read_image` do."""
+    return read_volume(plan) if isinstance(plan, VolumePlan) else read_image(plan)
+
 
 def read_volume(plan: VolumePlan) -> Volume:
-    """The volume of `plan`, float32, in the modality's unit.
+    """The volume of `plan`, float32 (slices, rows, columns), in the modality's unit.
 
-    Each slice is its stored values times its own slope plus its own intercept (PS3.3 C.11.1).
-    Raises `InputRefused` for a slice that cannot be decoded, naming its transfer syntax.
+    Each slice is its stored values times its own slope plus its own intercept, or by its own table (PS3.3 C.11.1).
+    MONOCHROME1 changes nothing: it is about display, not about values. Padding becomes what `padding_value` says.
+    Raises `InputRefused` for a slice that cannot be decoded, naming the instance and its transfer syntax.
     """
+    unit, factor = read_unit(plan.header, plan.headers)
     array = np.empty(plan.grid.shape, np.float32)
+    headers = _MultiFrames(plan.headers)
+    padded: dict[int, float] = {}  # slices with padding, and the smallest measured value of each
 
-    def read_slice(index: int) -> None:
-        array[index] = _read_slice(plan, index)
+    def read_slice(instance: OpenInstance, index: int) -> None:
+        ref = plan.slices[index]
+        rescale = headers.rescale(instance, ref).scaled(factor)
+        smallest = _read_frame(instance, ref, rescale, array[index])
+        if smallest is not None:
+            padded[index] = smallest
+
+    _in_parallel(plan.paths, plan.slices, read_slice)
+    _fill(array, padded, unit)
+    return Volume(
+        array=array,
+        grid=plan.grid,
+        slices=plan.slices,
+        series_uid=plan.series_uid,
+        study_uid=plan.study_uid,
+        modality=plan.modality,
+        unit=unit,
+        name=plan.name,
+        attributes=_attributes(plan.header),
+        positions_lps=plan.positions_lps,
+    )
+
+
+def read_image(plan: ImagePlan) -> Image:
+    """The frames of `plan`: RGB of 8 bits where it has colours, else float32, rescaled, and high is bright.
+
+    MONOCHROME1 is turned over within the range of values that its bits allow (PS3.3 C.7.6.3.1.2): a model sees bright
+    bone on every radiograph. Padding becomes dark. Raises as `read_volume` does.
+    """
+    frames, rows, columns = plan.shape
+    colours = np.empty((frames, rows, columns, 3) if plan.colour else 0, np.uint8)
+    grey = np.empty(0 if plan.colour else plan.shape, np.float32)
+    headers = _MultiFrames(plan.headers)
+    padded: dict[int, float] = {}
+
+    def read_frame(instance: OpenInstance, index: int) -> None:
+        ref = plan.frames[index]
+        if plan.colour:
+            values = instance.rgb(ref.frame or 1)
+            if values.shape != (rows, columns, 3):
+                raise InputRefused(f"instance {ref.sop_instance_uid} has pixel data of shape {values.shape}")
+            colours[index] = values
+            return
+        rescale = headers.rescale(instance, ref)
+        smallest = _read_frame(instance, ref, rescale, grey[index])
+        if instance.header.get("PhotometricInterpretation") == "MONOCHROME1":
+            total = np.float32(sum(rescale.bounds(*stored_range(instance.header))))
+            np.subtract(total, grey[index], out=grey[index])
+            smallest = None if smallest is None else float(np.nanmin(grey[index], initial=total))
+        if smallest is not None:
+            padded[index] = smallest
+
+    _in_parallel([plan.path] * frames, plan.frames, read_frame)
+    if not plan.colour:
+        _fill(grey, padded, "")
+    return Image(
+        array=colours if plan.colour else grey,
+        frames=plan.frames,
+        series_uid=plan.series_uid,
+        study_uid=plan.study_uid,
+        modality=plan.modality,
+        spacing_mm=image_spacing_mm(plan.header),
+        attributes=_attributes(plan.header),
+    )
+
+
+def image_spacing_mm(header: Dataset) -> tuple[float, float] | None:
+    """Distance of rows and of columns of a planar image in the patient, as far as it says; None where it does not.
+
+    A projection image has PixelSpacing when someone calibrated it, else ImagerPixelSpacing on the detector, divided by
+    the magnification where it is known (PS3.3 10.7.1.3). Ultrasound has regions with deltas in cm (C.8.5.5): they count
+    when all regions of two dimensions agree.
+    """
+    try:
+        if spacing := header.get("PixelSpacing") or header.get("NominalScannedPixelSpacing"):
+            row_mm, column_mm = (float(value) for value in spacing)
+        elif spacing := header.get("ImagerPixelSpacing"):
+            magnification = float(header.get("EstimatedRadiographicMagnificationFactor") or 1.0)
+            row_mm, column_mm = (float(value) / magnification for value in spacing)
+        else:
+            regions = {
+                (10 * abs(float(region.PhysicalDeltaY)), 10 * abs(float(region.PhysicalDeltaX)))
+                for region in header.get("SequenceOfUltrasoundRegions") or ()
+                if region.get("RegionSpatialFormat") == 1  # two dimensions: no trace of M-mode or Doppler
+                and (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection")) == (3, 3)  # cm
+            }
+            if len(regions) != 1:
+                return None
+            row_mm, column_mm = regions.pop()
+    except Exception:  # pydicom raises many kinds for values that it cannot convert; they count as absent
+        return None
+    spacing_mm = row_mm, column_mm
+    return spacing_mm if np.isfinite(spacing_mm).all() and min(spacing_mm) > 0 else None
+
+
+def _in_parallel(paths: Sequence[Path], slices: Sequence[SliceRef], read: Callable[[OpenInstance, int], None]) -> None:
+    """Call `read` with every slice's open instance and index; each file is opened once.
+
+    Files are read side by side, or the frames of the only file are.
+    """
+    indices: dict[Path, list[int]] = {}
+    for index, path in enumerate(paths):
+        indices.setdefault(path, []).append(index)
+
+    def read_file(path: Path) -> None:
+        with open_instance(path, slices[indices[path][0]].sop_instance_uid) as instance:
+            for index in indices[path]:
+                read(instance, index)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(read_slice, range(len(plan.paths))))
-    unit = _unit(plan.header)
-    return Volume(array, plan.grid, plan.slices, plan.series_uid, plan.study_uid, plan.modality, unit, plan.name)
+        if len(indices) > 1:
+            list(pool.map(read_file, indices))
+        else:
+            with open_instance(paths[0], slices[0].sop_instance_uid) as instance:
+                list(pool.map(lambda index: read(instance, index), range(len(slices))))
 
 
-def _unit(header: Dataset) -> Literal["HU", "SUVbw", "Bq/ml", ""]:
-    """What the rescaled values are (PS3.3 C.8.2.1, C.8.9.1); GML without SUVType is SUV by body weight."""
-    match header.get("Modality"), header.get("RescaleType") or "HU", header.get("Units"), header.get("SUVType") or "BW":
-        case "CT", "HU", _, _:
-            return "HU"
-        case "PT", _, "GML", "BW":
-            return "SUVbw"
-        case "PT", _, "BQML", _:
-            return "Bq/ml"
-    return ""
+class _MultiFrames:
+    """The rescale of single-frame instances and of frames."""
+
+    def __init__(self, headers: Sequence[Dataset]):
+        self._headers = {
+            str(header.SOPInstanceUID): (header, FrameHeaders(header))
+            for header in headers
+            if "SharedFunctionalGroupsSequence" in header or "PerFrameFunctionalGroupsSequence" in header
+        }
+
+    def rescale(self, instance: OpenInstance, ref: SliceRef) -> Rescale:
+        """That of one slice."""
+        if ref.frame is None or ref.sop_instance_uid not in self._headers:
+            return read_rescale(instance.header, ref.sop_instance_uid)
+        header, frames = self._headers[ref.sop_instance_uid]
+        own = (header.get("PerFrameFunctionalGroupsSequence") or ())[ref.frame - 1 : ref.frame]
+        for groups in (*own, *(header.get("SharedFunctionalGroupsSequence") or ())):
+            # Asked for here because a flattened header leaves out a number that is none.
+            for item in groups.get("PixelValueTransformationSequence") or ():
+                return read_rescale(item, ref.sop_instance_uid)
+        return read_rescale(frames[ref.frame], ref.sop_instance_uid)
 
 
-def _read_slice(plan: VolumePlan, index: int) -> NDArray[np.float32]:
-    try:
-        dataset = dcmread(plan.paths[index], force=True)
-        if (
-            "TransferSyntaxUID" not in dataset.file_meta
-        ):  # files without file meta information are implicit VR (PS3.5 10)
-            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-        stored = dataset.pixel_array
-    except Exception as error:  # the decoders raise many kinds
-        syntax = getattr(plan.headers[index].get("file_meta", None), "TransferSyntaxUID", None)
-        # What is no UID may be any text of a damaged file.
-        name = syntax.name if isinstance(syntax, UID) and is_uid(syntax) else "an unknown transfer syntax"
-        uid = plan.slices[index].sop_instance_uid
-        raise InputRefused(
-            f"the pixel data of instance {uid} ({name}) cannot be decoded: {type(error).__name__}"
-        ) from error
-    if stored.shape != plan.grid.shape[1:]:
-        raise InputRefused(f"instance {plan.slices[index].sop_instance_uid} has pixel data of shape {stored.shape}")
-    try:
-        slope = float(dataset.get("RescaleSlope") or 1.0)
-        intercept = float(dataset.get("RescaleIntercept") or 0.0)
-    except Exception:  # as many kinds as pydicom has converters
-        slope = intercept = np.nan
-    if not np.isfinite((slope, intercept)).all():
-        raise InputRefused(
-            f"RescaleSlope or RescaleIntercept of instance {plan.slices[index].sop_instance_uid} is no number"
-        )
-    return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+def _read_frame(instance: OpenInstance, ref: SliceRef, rescale: Rescale, out: NDArray[np.float32]) -> float | None:
+    """Write a frame's real-world values to `out`, NaN where it is padding.
+
+    Returns the smallest value that is none (infinity where all are), or None without padding.
+    """
+    stored = instance.stored(ref.frame or 1)
+    if stored.shape != out.shape:
+        raise InputRefused(f"instance {ref.sop_instance_uid} has pixel data of shape {stored.shape}")
+    padding = read_padding(instance.header)
+    # Scanners pad 12-bit images with -2000, too: that is to be seen only before the upper bits are cleared.
+    early = padding is not None and not padding.within(*stored_range(instance.header))
+    where = padding.find(stored) if padding is not None and early else None
+    stored = clear_unused_bits(stored, instance.header)
+    if padding is not None and not early:
+        where = padding.find(stored)
+    rescale.apply(stored, out)
+    if where is None or not where.any():
+        return None
+    smallest = float(out.min(where=~where, initial=np.inf))
+    out[where] = np.nan
+    return smallest
+
+
+def _fill(array: NDArray[np.float32], padded: dict[int, float], unit: Unit) -> None:
+    """Give padded voxels their value; `padded` holds the slices that have any and their smallest other values."""
+    if not padded:
+        return
+    whole = (float(array[index].min()) for index in range(len(array)) if index not in padded)
+    smallest = min([*padded.values(), *whole])
+    value = padding_value(unit, smallest if np.isfinite(smallest) else 0.0)
+    for index in padded:
+        array[index][np.isnan(array[index])] = value
+
+
+def _attributes(header: Dataset) -> dict[str, str]:
+    return {keyword: text for keyword in ATTRIBUTES if (text := str(header.get(keyword) or "").strip())}

@@ -1,0 +1,110 @@
+"""The standardized uptake value by body weight, from the attributes of a PET series.
+
+The rules are those of the QIBA FDG-PET/CT profile's pseudo-code ("vendor-neutral happy path"), on the attributes of
+PS3.3 C.8.9.1, C.8.9.2 and C.8.9.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.valuerep import DA, DT, TM
+
+_PHILIPS = "Philips PET Private Group"  # owner of (7053,xx00), the SUV factor, and (7053,xx09), the activity factor
+
+
+def suv_factor(headers: Sequence[Dataset]) -> float | None:
+    """What the rescaled values of a series are multiplied by to be SUV by body weight, in g/ml.
+
+    `headers` are all instances of the series. None where an attribute is missing, where attenuation or decay is not
+    corrected for, or where the decay correction has no time that is known here.
+    """
+    header = headers[0]
+    try:
+        match header.get("Units"):
+            case "BQML":
+                return _from_activity(headers)
+            case "CNTS":
+                if factor := _philips(header, 0x00):
+                    return factor
+                activity, factor = _philips(header, 0x09), _from_activity(headers)
+                return activity * factor if activity and factor else None
+    except (TypeError, ValueError, OverflowError, IndexError, AttributeError):  # a value that is no number or no time
+        return None
+    return None
+
+
+def _from_activity(headers: Sequence[Dataset]) -> float | None:
+    header = headers[0]
+    corrected = header.get("CorrectedImage") or ()
+    if not {"ATTN", "DECY"} <= set([corrected] if isinstance(corrected, str) else corrected):
+        return None
+    tracer = header.RadiopharmaceuticalInformationSequence[0]
+    dose_bq, weight_kg = float(tracer.RadionuclideTotalDose), float(header.PatientWeight)
+    match header.get("DecayCorrection"):
+        case "ADMIN":
+            decay = 1.0
+        case "START":
+            half_life_s = float(tracer.RadionuclideHalfLife)
+            elapsed_s = _seconds_since_injection(tracer, _scan_start(headers))
+            decay = 2.0 ** (-elapsed_s / half_life_s) if half_life_s > 0 else np.nan
+        case _:
+            return None
+    factor = weight_kg * 1000 / (dose_bq * decay) if dose_bq > 0 and decay > 0 else np.nan
+    return factor if np.isfinite(factor) and factor > 0 else None
+
+
+def _scan_start(headers: Sequence[Dataset]) -> datetime:
+    """When decay is corrected to: the series' time, unless that is when it was processed later.
+
+    A series whose time is after its first image's was made anew; then its earliest image counts.
+    """
+    first = min(_moment(header, "Acquisition") for header in headers)
+    series = _moment(headers[0], "Series")
+    return series if series <= first else first
+
+
+def _moment(header: Dataset, what: str) -> datetime:
+    return _joined(str(header[f"{what}Date"].value), str(header[f"{what}Time"].value))
+
+
+def _joined(date: str, time: str) -> datetime:
+    day, clock = DA(date), TM(time)
+    if day is None or clock is None:
+        raise ValueError("no date or no time")
+    return datetime.combine(day, clock)
+
+
+def _seconds_since_injection(tracer: Dataset, scan: datetime) -> float:
+    """From the tracer's injection to the scan.
+
+    The date counts only where it puts the injection less than a day before the scan: de-identification moves the dates
+    of scans and forgets this one. Without it the injection was at the last such hour before the scan. All times of a
+    data set share one offset from UTC, so they are read as the clock showed them.
+    """
+    text = str(tracer.get("RadiopharmaceuticalStartDateTime") or "")
+    moment = DT(text) if text else None
+    if moment is not None:
+        moment = datetime.combine(moment.date(), moment.time())
+        if timedelta(0) <= scan - moment <= timedelta(days=1):
+            return (scan - moment).total_seconds()
+    clock = moment.time() if moment is not None else TM(str(tracer.RadiopharmaceuticalStartTime))
+    if clock is None:
+        raise ValueError("no time of injection")
+    moment = datetime.combine(scan.date(), clock)
+    return (scan - (moment if moment <= scan else moment - timedelta(days=1))).total_seconds()
+
+
+def _philips(header: Dataset, element: int) -> float | None:
+    """A factor of Philips' private block; None where it's absent or zero, which says that it does not hold."""
+    try:
+        value = header.private_block(0x7053, _PHILIPS)[element].value
+    except KeyError:
+        return None
+    if isinstance(value, bytes):  # of an implicit VR file, where private elements have no known VR
+        value = value.decode("ascii").strip("\0 ")
+    factor = float(value)
+    return factor if np.isfinite(factor) and factor > 0 else None
