@@ -94,11 +94,11 @@ def write_outcome(analysis: Analysis, folder: Path) -> dict[str, object]:
         file.write_bytes(result.encode())
         files.append(str(file))
     picture = folder / "preview.png"
-    render_preview(analysis.subject, analysis.measurements).save(picture)
+    render_preview(analysis.findings).save(picture)
     files.append(str(picture))
     return {
-        "series": analysis.volume.series_uid,
-        "slices": analysis.volume.grid.shape[0],
+        "series": analysis.source.series_uid,
+        "slices": len(analysis.subject.source_slices),
         "measurements": [row for measurement in analysis.measurements for row in measurement.rows()],
         "files": files,
         "seconds": {stage: round(seconds, 2) for stage, seconds in analysis.seconds.items()},
