@@ -63,9 +63,8 @@ def cut_box(volume: Volume, box: Box) -> dict[int, NDArray[np.float64]]:
         return _clip(section, volume.grid.shape[2], volume.grid.shape[1])
 
     lowest, highest = (corners @ normal).min(), (corners @ normal).max()
-    outlines = {
-        int(index): outline(int(index), float(heights[index])) for index in order if lowest <= heights[index] <= highest
-    }
+    crossed = [int(index) for index in order if lowest <= heights[index] <= highest]
+    outlines = {index: outline(index, float(heights[index])) for index in crossed}
     outlines = {index: points for index, points in outlines.items() if len(points) >= 3}
     widest_step = float(np.diff(np.sort(heights)).max(initial=volume.grid.spacing_mm[0]))
     nearest, middle = int(order[0]), float(centre @ normal)

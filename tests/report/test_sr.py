@@ -42,7 +42,7 @@ NOT_IN_PYDICOM |= {("SCT", "276214006", "Finding category")}  # TID 1501
 def voxels_of(case: Case, label: int) -> np.ndarray:
     """The source's values under a segment: stored values and rescale read file by file."""
     values = []
-    for path, labels in zip(case.plan.paths, case.analysis.labelmap.array, strict=True):
+    for path, labels in zip(case.plan.paths, case.labels, strict=True):
         dataset = dcmread(path, force=True)
         slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
         values.append(dataset.pixel_array.astype(np.float64)[labels == label] * slope + intercept)
