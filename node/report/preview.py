@@ -137,7 +137,7 @@ def _draw_mark(
         right, top = max(x for x, _ in points), min(y for _, y in points)
     else:
         (x, y) = points[0]
-        for width, reach, paint in ((3, 7, (0, 0, 0)), (1, 6, color)):
+        for width, reach, paint in ((4, 8, (0, 0, 0)), (2, 7, color)):
             draw.line((x - reach, y, x + reach, y), fill=paint, width=width)
             draw.line((x, y - reach, x, y + reach), fill=paint, width=width)
         right, top = x + 4, y - 4
@@ -164,12 +164,8 @@ def _draw_table(page: Image.Image, lines: Sequence[Line], colors: dict[int, RGB]
         if line.label is not None:
             draw.rectangle((place[0], y + 3, place[0] + 18, y + 21), fill=colors[line.label])
         tone = TEXT if line.strong or not any(other.strong for other in lines) else FAINT
-        draw.text(
-            (place[0] + 30, y),
-            _shorten(draw, line.text, column - place[0] - 40 if bars else room),
-            fill=tone,
-            font=font,
-        )
+        text = _shorten(draw, line.text, room if line.part is None else column - place[0] - 40)
+        draw.text((place[0] + 30, y), text, fill=tone, font=font)
         if line.part is None:
             continue
         color = TEXT if line.label is None else colors[line.label]
