@@ -67,7 +67,7 @@ class BoxFindings:
         self.subject = subject
         volume = subject.volume
         for box in prediction.boxes:
-            subject.meaning(box.label)
+            _check(subject, box)
         found = sorted(
             (box for box in prediction.boxes if box.score >= subject.manifest.score_min),
             key=lambda box: (-box.score, box.label, box.low_lps),
@@ -154,10 +154,21 @@ def _report(subject: Subject, measured: MeasuredBox) -> Group:
     return group
 
 
-def _measure(volume: Volume, rank: int, box: Box, name: str) -> MeasuredBox:
-    x, y, z = (high - low for low, high in zip(box.low_lps, box.high_lps, strict=True))
+def _check(subject: Subject, box: Box) -> None:
+    """`OutputRefused` for a box without a meaning, an extent or a score."""
+    subject.meaning(box.label)
+    x, y, z = _extents(box)
     if not (0 <= box.score <= 1 and min(x, y, z) > 0 and np.isfinite((x, y, z)).all()):
         raise OutputRefused(f"the model returned a box of {x:g} x {y:g} x {z:g} mm with the score {box.score:g}")
+
+
+def _extents(box: Box) -> tuple[float, float, float]:
+    x, y, z = (high - low for low, high in zip(box.low_lps, box.high_lps, strict=True))
+    return x, y, z
+
+
+def _measure(volume: Volume, rank: int, box: Box, name: str) -> MeasuredBox:
+    x, y, z = _extents(box)
     outlines = cut_box(volume, box)
     if not outlines:
         raise OutputRefused(

@@ -100,7 +100,7 @@ class LandmarkFindings:
         lines = []
         for measured in self.measurements[:_LISTED]:
             point = measured.point
-            where = f"column {point.column:.1f}, row {point.row:.1f}"
+            where = f"at {point.column:.1f}, {point.row:.1f} px"
             if len(self.subject.source_slices) > 1:
                 what = "slice" if isinstance(self.subject.source, Volume) else "frame"
                 where = f"{what} {point.frame + 1}, {where}"

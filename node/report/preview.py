@@ -32,29 +32,32 @@ Place = tuple[int, int]
 
 
 def render_preview(findings: Findings) -> Image.Image:
-    """The page as a palette image, which makes a PNG a third of the size. It carries no patient's name or ID.
+    """The page as a palette image, which makes a PNG a third of the size. It carries no patient's name or ID, unless
+    the pixels of the images do.
 
     Few panels are drawn larger, with the table at their side: a row of one or two small ones would waste the page.
     """
     subject, panels, lines = findings.subject, findings.panels(), findings.lines()[:LINES]
     colors = {label: to_rgb(color) for label, color in finding_colors(subject.manifest).items()}
     width = 2 * MARGIN + COLUMNS * PANEL + (COLUMNS - 1) * GAP
-    large = 2 * PANEL + GAP
-    if beside := len(panels) == 1:
-        size, body, foot = large, max(large, LINE * len(lines)) + GAP, 20
-        table = (2 * MARGIN + large, HEAD + 4)
+    columns, size = (COLUMNS, PANEL) if len(panels) > 2 else (2, 2 * PANEL + GAP)
+    body = -(-len(panels) // columns) * (size + GAP)
+    if len(panels) == 1:
+        body, foot, table = max(body, LINE * len(lines)), 20, (2 * MARGIN + size, HEAD + 4)
     else:
-        rows = -(-len(panels) // COLUMNS)
-        size, body, foot = PANEL, rows * (PANEL + GAP), 44 + LINE * len(lines)
-        table = (MARGIN, HEAD + body + 16)
+        foot, table = 44 + LINE * len(lines), (MARGIN, HEAD + body + 16)
     page = Image.new("RGB", (width, HEAD + body + foot), BACKGROUND)
     _draw_head(page, subject)
     for number, panel in enumerate(panels):
-        place = (MARGIN + number % COLUMNS * (PANEL + GAP), HEAD + number // COLUMNS * (PANEL + GAP))
+        place = (MARGIN + number % columns * (size + GAP), HEAD + number // columns * (size + GAP))
         page.paste(_draw_panel(panel, colors, size), place)
     _draw_table(page, lines, colors, table)
     if any(panel.pixels.ndim == 3 for panel in panels):  # a photograph has more colours than a palette
-        return page.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG)
+        own = [BACKGROUND, TEXT, FAINT, WARNING, *colors.values()][:64]
+        found = page.quantize(256 - len(own), Image.Quantize.MEDIANCUT).getpalette() or []
+        palette = Image.new("P", (1, 1))
+        palette.putpalette([part for entry in own for part in entry] + found[: 3 * (256 - len(own))])
+        return page.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
     return page.quantize(palette=_palette(list(colors.values())), dither=Image.Dither.NONE)
 
 
@@ -134,7 +137,7 @@ def _draw_mark(
         right, top = max(x for x, _ in points), min(y for _, y in points)
     else:
         (x, y) = points[0]
-        for width, reach, paint in ((3, 7, (0, 0, 0)), (1, 6, color)):
+        for width, reach, paint in ((4, 8, (0, 0, 0)), (2, 7, color)):
             draw.line((x - reach, y, x + reach, y), fill=paint, width=width)
             draw.line((x, y - reach, x, y + reach), fill=paint, width=width)
         right, top = x + 4, y - 4
@@ -161,12 +164,8 @@ def _draw_table(page: Image.Image, lines: Sequence[Line], colors: dict[int, RGB]
         if line.label is not None:
             draw.rectangle((place[0], y + 3, place[0] + 18, y + 21), fill=colors[line.label])
         tone = TEXT if line.strong or not any(other.strong for other in lines) else FAINT
-        draw.text(
-            (place[0] + 30, y),
-            _shorten(draw, line.text, column - place[0] - 40 if bars else room),
-            fill=tone,
-            font=font,
-        )
+        text = _shorten(draw, line.text, room if line.part is None else column - place[0] - 40)
+        draw.text((place[0] + 30, y), text, fill=tone, font=font)
         if line.part is None:
             continue
         color = TEXT if line.label is None else colors[line.label]

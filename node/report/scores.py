@@ -8,13 +8,14 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code as PydicomCode
 
-from node.dicom.volume import Volume
+from node.dicom.volume import SliceRef, Volume
 from node.errors import OutputRefused
 from node.infer.results import Scores
 from node.report.page import Line, Panel
 from node.report.sections import show_at, show_frame, show_sections, spread
-from node.report.sr import Group, describe, report_presence
+from node.report.sr import Group, describe, measure_certainty, report_presence
 from node.report.subject import Subject
 
 _SHOWN = 8  # frames on the preview
@@ -63,25 +64,37 @@ class ScoreFindings:
         return {}
 
     def groups(self, objects: dict[str, Dataset]) -> list[Group]:
-        """A group per class, and per frame where the model judged each."""
-        return [self._report(measured) for measured in self.measurements]
+        """A group per class of the input. Where each frame was judged: a group per frame and class that holds there,
+        and one per class for all the frames that it does not hold for, with the highest certainty among them.
+        """
+        slices = self.subject.source_slices
+        groups: list[Group] = []
+        for label in sorted(self.subject.manifest.classes):
+            mine = [measured for measured in self.measurements if measured.label == label]
+            for measured in mine:
+                if measured.holds:
+                    seen = () if measured.frame is None else (slices[measured.frame],)
+                    groups.append(self._report(codes.SCT.Present, [measured], seen))
+            for value, others in (
+                (codes.SCT.Absent, [each for each in mine if not each.holds and each.score is not None]),
+                (codes.SCT.Undetermined, [each for each in mine if each.score is None]),
+            ):
+                if others:
+                    seen = [slices[each.frame] for each in others if each.frame is not None]
+                    groups.append(self._report(value, others, seen))
+        return groups
 
-    def _report(self, measured: MeasuredClass) -> Group:
-        presence = codes.SCT.Present if measured.holds else codes.SCT.Absent
-        track = ["class", str(measured.label)]
-        seen = None
-        if measured.frame is not None:
-            track.append(str(measured.frame))
-            seen = self.subject.source_slices[measured.frame]
+    def _report(self, value: PydicomCode, alike: Sequence[MeasuredClass], seen: Sequence[SliceRef]) -> Group:
+        """One group for judgements of one class that are alike."""
+        first = alike[0]
+        number = None if first.frame is None or len(alike) > 1 else first.frame + 1
+        highest = max((measured.score for measured in alike if measured.score is not None), default=None)
+        derivation = codes.SCT.Maximum if len(alike) > 1 else None
+        track = ("class", str(first.label), value.meaning, str(number))
         return report_presence(
-            describe(
-                self.subject,
-                self.subject.meaning(measured.label),
-                *track,
-                number=None if measured.frame is None else measured.frame + 1,
-            ),
-            presence if measured.score is not None else codes.SCT.Undetermined,
-            certainty=measured.score,
+            describe(self.subject, self.subject.meaning(first.label), *track, number=number),
+            value,
+            certainty=None if highest is None else measure_certainty(highest, derivation),
             seen=seen,
         )
 

@@ -72,7 +72,7 @@ def show_frame(
     if image.array.ndim == 4:
         pixels = frame.astype(np.float32) / 255
     else:
-        low, high = _percentiles(image.array)
+        low, high = _percentiles(image.array, foreground=True)
         pixels = np.clip((frame.astype(np.float32) - low) / (high - low), 0, 1)
     if not caption and len(image.frames) > 1:
         caption = f"frame {index + 1}"
@@ -101,7 +101,11 @@ def zoom(panel: Panel, mark: Mark, *, sides: float = 2.5, least_mm: float = 40.0
     start = np.clip(np.floor((low + high) / 2 - half_mm / spacing), 0, shape - 2).astype(int)
     stop = np.clip(np.ceil((low + high) / 2 + half_mm / spacing) + 1, start + 2, shape).astype(int)
     (top, left), (bottom, right) = start, stop
-    moved = tuple(Mark(each.label, each.points - start, each.name) for each in panel.marks)
+    moved = tuple(
+        Mark(each.label, each.points - start, each.name)
+        for each in panel.marks
+        if (each.points.max(axis=0) >= start).all() and (each.points.min(axis=0) < stop).all()
+    )
     labels = None if panel.labels is None else panel.labels[top:bottom, left:right]
     caption = f"{panel.caption}, enlarged"
     return Panel(panel.pixels[top:bottom, left:right], panel.spacing_mm, caption, panel.edges, labels, moved)
@@ -131,6 +135,10 @@ def _window(volume: Volume) -> tuple[float, float]:
     return _percentiles(volume.array)
 
 
-def _percentiles(array: NDArray[np.float32] | NDArray[np.uint8]) -> tuple[float, float]:
-    low, high = np.percentile(array[:: max(1, array.shape[0] // 32)], (1, 99.5))
+def _percentiles(array: NDArray[np.float32] | NDArray[np.uint8], *, foreground: bool = False) -> tuple[float, float]:
+    """The range of most values; of the `foreground` without the lowest one, which fills the air around a breast."""
+    values = array[:: max(1, array.shape[0] // 32)]
+    if foreground and (lit := values[values > values.min()]).size:
+        values = lit
+    low, high = np.percentile(values, (1, 99.5))
     return float(low), float(max(high, low + 1e-3))

@@ -13,6 +13,8 @@ from node.dicom.volume import Volume
 from node.infer.results import Box
 from node.report.sr import Group
 
+_TOUCHING_MM = 1e-6  # how near a slice comes to the end of a box that it touches
+
 
 def add_centre(group: Group, volume: Volume, place_lps: NDArray[np.float64]) -> None:
     """Add where in the patient a finding lies, in the volume's frame of reference (mm), to its group.
@@ -63,9 +65,8 @@ def cut_box(volume: Volume, box: Box) -> dict[int, NDArray[np.float64]]:
         return _clip(section, volume.grid.shape[2], volume.grid.shape[1])
 
     lowest, highest = (corners @ normal).min(), (corners @ normal).max()
-    outlines = {
-        int(index): outline(int(index), float(heights[index])) for index in order if lowest <= heights[index] <= highest
-    }
+    crossed = [int(index) for index in order if lowest - _TOUCHING_MM <= heights[index] <= highest + _TOUCHING_MM]
+    outlines = {index: outline(index, float(heights[index])) for index in crossed}
     outlines = {index: points for index, points in outlines.items() if len(points) >= 3}
     widest_step = float(np.diff(np.sort(heights)).max(initial=volume.grid.spacing_mm[0]))
     nearest, middle = int(order[0]), float(centre @ normal)
@@ -80,11 +81,14 @@ def _cut(corners: NDArray[np.float64], normal: NDArray[np.float64], offset: floa
     """The section of a box (eight corners, each bit of the index one axis) by a plane: its corners in order."""
     sides = corners @ normal - offset
     points = []
-    for first, axis in product(range(8), range(3)):
-        second = first | 1 << axis
-        if second != first and (sides[first] <= 0) != (sides[second] <= 0):
-            part = sides[first] / (sides[first] - sides[second])
-            points.append(corners[first] + part * (corners[second] - corners[first]))
+    for below in (sides <= _TOUCHING_MM, sides < -_TOUCHING_MM):  # so that both ends of the box are part of it
+        for first, axis in product(range(8), range(3)):
+            second = first | 1 << axis
+            if second != first and below[first] != below[second]:
+                part = sides[first] / (sides[first] - sides[second])
+                points.append(corners[first] + np.clip(part, 0, 1) * (corners[second] - corners[first]))
+        if points:
+            break
     if len(points) < 3:  # the plane touches the box in a corner or an edge
         return np.empty((0, 3))
     found = np.array(points)

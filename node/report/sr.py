@@ -114,42 +114,45 @@ def describe(origin: Origin, finding: Finding, *track: str, number: int | None =
     }
 
 
-def evaluate_presence(value: PydicomCode) -> sr.QualitativeEvaluation:
-    """Whether what was looked for is there (CID 240)."""
-    return sr.QualitativeEvaluation(name=codes.DCM.PresenceOfProperty, value=value)
-
-
 def report_presence(
     described: Described,
     value: PydicomCode,
     *,
-    certainty: float | None = None,
-    seen: SliceRef | None = None,
+    certainty: sr.Measurement | None = None,
+    seen: Sequence[SliceRef] = (),
 ) -> sr.MeasurementsAndQualitativeEvaluations:
     """A group (TID 1501) that says whether a finding is there, and how certain, without saying where.
 
-    `seen` is the one image or frame that it holds for; without it, it holds for all that the report is about.
+    `seen` are the images or frames that it holds for; without any, it holds for all that the report is about.
     """
+    frames: dict[tuple[str, str], list[int]] = {}
+    for reference in seen:
+        numbers = frames.setdefault((reference.sop_class_uid, reference.sop_instance_uid), [])
+        numbers += [] if reference.frame is None else [reference.frame]
+    images = [sr.SourceImageForMeasurementGroup(*uids, numbers or None) for uids, numbers in frames.items()]
     return sr.MeasurementsAndQualitativeEvaluations(
         **described,
-        measurements=None if certainty is None else [measure_certainty(certainty)],
-        qualitative_evaluations=[evaluate_presence(value)],
-        source_images=None if seen is None else [sr.SourceImageForMeasurementGroup(*_reference(seen))],
+        measurements=None if certainty is None else [certainty],
+        # CID 240
+        qualitative_evaluations=[sr.QualitativeEvaluation(name=codes.DCM.PresenceOfProperty, value=value)],
+        source_images=images or None,
     )
 
 
-def measure_certainty(score: float) -> sr.Measurement:
+def measure_certainty(score: float, derivation: PydicomCode | None = None) -> sr.Measurement:
     """A model's score, 0 to 1, as CAD reports say it: the certainty that the device places upon a finding, in percent.
 
     (111012, DCM, "Certainty of Finding"), CID 6048, TID 4006 and 4104. It is no "Probability of cancer", and no
     probability at all before somebody has calibrated the model.
     """
-    return sr.Measurement(codes.DCM.CertaintyOfFinding, value=round(100 * score, 2), unit=codes.UCUM.Percent)
+    percent = round(100 * score, 2)
+    return sr.Measurement(codes.DCM.CertaintyOfFinding, value=percent, unit=codes.UCUM.Percent, derivation=derivation)
 
 
 def source_region(reference: SliceRef) -> sr.SourceImageForRegion:
     """The slice or frame that an image region lies on."""
-    return sr.SourceImageForRegion(*_reference(reference))
+    frames = None if reference.frame is None else [reference.frame]
+    return sr.SourceImageForRegion(reference.sop_class_uid, reference.sop_instance_uid, frames)
 
 
 def identify_algorithm(origin: Origin) -> sr.AlgorithmIdentification:
@@ -166,14 +169,6 @@ def identify_algorithm(origin: Origin) -> sr.AlgorithmIdentification:
 def round_number(value: float) -> float:
     """A value that a DS holds (16 characters, PS3.5 6.2), rounded the same way everywhere."""
     return float(f"{value:.6g}") if abs(value) < 1000 else round(value, 3)
-
-
-def _reference(reference: SliceRef) -> tuple[str, str, list[int] | None]:
-    return (
-        reference.sop_class_uid,
-        reference.sop_instance_uid,
-        None if reference.frame is None else [reference.frame],
-    )
 
 
 def _sites(finding: Finding) -> list[sr.FindingSite] | None:
