@@ -85,8 +85,9 @@ class WarmModels:
 
 
 def plan_inputs(package: Package, wanted: dict[str, list[str]], paths: dict[str, Path]) -> dict[str, InputPlan]:
-    """The volumes and images of a job's inputs, assembled from exactly the instances that it names. `InputRefused` when one is
-    gone.
+    """The volumes and images of a job's inputs, assembled from exactly the instances that it names.
+
+    `InputRefused` when one is gone.
     """
     plans: dict[str, InputPlan] = {}
     for name, uids in wanted.items():

@@ -217,6 +217,7 @@ def _draw(package: Package, headers, in_pacs: dict[str, FileDataset], job: Job, 
     from datetime import UTC, datetime
 
     from node import __version__
+    from node.dicom.assembly import VolumePlan
     from node.dicom.pixels import read_volume
     from node.report.findings import measure
     from node.report.preview import render_preview
@@ -224,6 +225,8 @@ def _draw(package: Package, headers, in_pacs: dict[str, FileDataset], job: Job, 
     from node.report.subject import Subject
 
     plan = next(iter(plan_study(package, headers).values()))
+    if not isinstance(plan, VolumePlan):
+        return None
     volume = read_volume(plan)
     subject = Subject(
         key=job.key,

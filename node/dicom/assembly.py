@@ -40,7 +40,7 @@ class ImagePlan:
 
     frames: tuple[SliceRef, ...]
     path: Path
-    header: Dataset
+    header: Dataset  # as it was sent, and beside it what functional groups say of the first frame
     shape: tuple[int, int, int]  # frames, rows, columns
     colour: bool
     series_uid: str

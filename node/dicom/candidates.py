@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
-from node.dicom.frames import FrameHeaders
+from node.dicom.frames import FrameHeaders, flatten_first_frame
 from node.dicom.identity import is_uid
 from node.dicom.volume import SliceRef
 
@@ -82,7 +82,7 @@ class Planar:
     """One instance without a place in the patient."""
 
     path: Path
-    header: Dataset  # flattened
+    header: Dataset  # as it was sent, and what functional groups say of the first frame
     frames: tuple[SliceRef, ...]
     colour: bool
 
@@ -158,7 +158,7 @@ def _add_image(candidates: Candidates, path: Path, header: Dataset) -> None:
     class_uid, instance_uid = str(header.SOPClassUID), str(header.SOPInstanceUID)
     several = grouped or count > 1
     refs = tuple(SliceRef(class_uid, instance_uid, frame if several else None) for frame in range(1, count + 1))
-    flat = FrameHeaders(header)[1] if grouped else header
+    flat = flatten_first_frame(header) if grouped else header
     candidates.images.append(Planar(path, flat, refs, _is_colour(header)))
 
 

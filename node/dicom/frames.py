@@ -24,6 +24,14 @@ def frame_header(header: Dataset, frame: int) -> Dataset:
     return FrameHeaders(header)[frame]
 
 
+def flatten_first_frame(header: Dataset) -> Dataset:
+    """A multi-frame object's header as it is, with what its functional groups say of the first frame beside it."""
+    flat = frame_header(header, 1)
+    for tag in _STRUCTURE & set(header.keys()):
+        flat[tag] = header[tag]
+    return flat
+
+
 class FrameHeaders(Mapping[int, Dataset]):
     """The frames of a multi-frame object by their 1-based numbers, each as a header without functional groups.
 
