@@ -76,7 +76,7 @@ def test_slices_of_varying_spacing_have_their_own_thickness() -> None:
 
 def test_a_tilted_stack_measures_as_an_upright_one() -> None:
     """A gantry's tilt moves slices within their planes: it makes no voxel larger."""
-    positions = np.array([7.0, -3.0, 11.0]) + np.outer(np.arange(SHAPE[0]), (0.0, 1.0, 2.5))
+    positions = np.array([(7.0, -3.0 + index, 11.0 + 2.5 * index) for index in range(SHAPE[0])], np.float64)
     grid = Grid(SHAPE, AFFINE, "1.2")
     slices = tuple(SliceRef("1.2", f"1.2.{index}") for index in range(SHAPE[0]))
     volume = Volume(np.ones(SHAPE, np.float32), grid, slices, "1.3", "1.4", "CT", "HU", positions_lps=positions)

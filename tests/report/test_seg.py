@@ -61,7 +61,10 @@ def code_of(item: Dataset) -> tuple[str, str, str]:
 
 def test_dcmqi_reads_our_mask_on_the_grid_of_the_source(case: Case, tmp_path: Path) -> None:
     image = source_image(case)
-    assert np.allclose(sitk.GetArrayFromImage(image), case.volume.array, rtol=1e-6, atol=0)
+    values = sitk.GetArrayFromImage(image)
+    if case.plan.header.get("PixelPaddingValue") == -2000:  # GE; padding is air here, which SimpleITK knows nothing of
+        values[values == -3024] = -1024
+    assert np.allclose(values, case.volume.array, rtol=1e-6, atol=0)
     run("segimage2itkimage", "--inputDICOM", case.files["seg"], "--outputDirectory", tmp_path, "-t", "nrrd")
     attributes = json.loads((tmp_path / "meta.json").read_text())["segmentAttributes"]
     numbers = {segment["SegmentLabel"]: segment["labelID"] for group in attributes for segment in group}
