@@ -62,7 +62,7 @@ def test_a_small_deviation_of_large_values_is_not_lost(offset: float) -> None:
 def test_slices_of_varying_spacing_have_their_own_thickness() -> None:
     """Halfway to each neighbour: 2, 2.5, 4 and 5 mm along the normal, whatever the shear adds."""
     depths, shear = np.array([0.0, 2.0, 5.0, 10.0]), np.array([0.0, 0.7, 1.1, 4.0])
-    positions = np.array([7.0, -3.0, 11.0]) + np.outer(depths, (0, 0, 1)) + np.outer(shear, (0, 1, 0))
+    positions = np.column_stack([np.full(4, 7.0), -3 + shear, 11 + depths])
     grid = Grid(SHAPE, AFFINE, "1.2")
     slices = tuple(SliceRef("1.2", f"1.2.{index}") for index in range(SHAPE[0]))
     labels = np.zeros(SHAPE, np.uint16)
@@ -79,7 +79,9 @@ def test_a_tilted_stack_measures_as_an_upright_one() -> None:
     positions = np.array([(7.0, -3.0 + index, 11.0 + 2.5 * index) for index in range(SHAPE[0])], np.float64)
     grid = Grid(SHAPE, AFFINE, "1.2")
     slices = tuple(SliceRef("1.2", f"1.2.{index}") for index in range(SHAPE[0]))
-    volume = Volume(np.ones(SHAPE, np.float32), grid, slices, "1.3", "1.4", "CT", "HU", positions_lps=positions)
+    volume = Volume(
+        np.ones(SHAPE, np.float32), grid, slices, "1.3", "1.4", "CT", "HU", positions_lps=positions.astype(np.float64)
+    )
     assert voxel_volumes_mm3(volume) == pytest.approx(np.full(SHAPE[0], VOXEL_ML * 1000))
     assert voxel_volumes_mm3(replace(volume, positions_lps=None)) == pytest.approx(np.full(SHAPE[0], VOXEL_ML * 1000))
 
