@@ -5,8 +5,8 @@ instance numbers (PS3.3 C.7.6.2.1.1). What is safe for the patient decides what 
 
 - Slices sheared against each other (gantry tilt) lose nothing: the grid is exact, and the stack is irregular.
 - Where the step changes, every slice still stands at a known place: the stack is irregular, its grid nominal.
-- Where a step is much longer than the others and lasts for one or two slices, slices were lost or never taken. Values
-  would have to be invented there, and a finding could be hidden: such a stack is refused.
+- Where steps much longer than the others are fewer than five in a row, slices were lost or never taken. Values would
+  have to be invented there, and a finding could be hidden: such a stack is refused.
 - A slice beside the line of the others, or with pixels of another size, contradicts them: such a stack is refused.
 """
 
@@ -27,7 +27,7 @@ PLACE_TOLERANCE = 0.1  # how far from its place on a regular grid a slice may st
 LINE_TOLERANCE_MM = 0.5  # how far a slice may stand beside the line of the others, or that line lean off the normal
 SAME_PLACE_MM = 0.01
 GAP = 1.75  # a step this many times the median is a gap, unless
-LASTING = 3  # so many steps in a row are that long: then the protocol took fewer slices there
+LASTING = 5  # so many steps in a row are that long: then the protocol took fewer slices there
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,6 @@ class Stack:
 
 def stack_slices(slices: Sequence[Slice]) -> Stack | str:
     """The stack of slices of one size and orientation, each at a place of its own; or why they are none."""
-    row, column = np.array(slices[0].orientation).reshape(2, 3)
-    if not np.allclose((row @ row, column @ column, row @ column), (1, 1, 0), atol=1e-2):
-        return "ImageOrientationPatient is no pair of perpendicular directions"
     if len(slices) < 2:
         return "a single slice makes no volume"
     heights = heights_mm(slices)
@@ -65,6 +62,7 @@ def stack_slices(slices: Sequence[Slice]) -> Stack | str:
             f"the slices do not stand in line: slice {int(beside.argmax()) + 1} of {len(slices)} is "
             f"{beside.max():.1f} mm beside the line from the first to the last"
         )
+    row, column = np.array(slices[0].orientation).reshape(2, 3)
     normal = np.cross(row, column)
     is_sheared = np.linalg.norm(line - (line @ normal) * normal) > LINE_TOLERANCE_MM
     row_spacing_mm, column_spacing_mm = slices[0].spacing_mm
@@ -106,7 +104,7 @@ def _find_gap(steps: NDArray[np.float64]) -> str:
     first = gaps[0]
     lost = steps[first] / step
     what = "the slices leave a gap"
-    if abs(lost - round(lost)) < 0.05 * lost:
+    if abs(lost - round(lost)) < 0.1:
         what = "a slice is missing" if round(lost) == 2 else f"{round(lost) - 1} slices are missing"
     more = f" (and {len(gaps) - 1} more such steps)" if len(gaps) > 1 else ""
     return (

@@ -14,7 +14,7 @@ from pydicom.datadict import dictionary_description, keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from node.dicom.candidates import Slice, numbers
+from node.dicom.candidates import Slice, numbers, value_of
 
 Value = float | str | tuple[float, ...] | tuple[str, ...]
 
@@ -37,7 +37,7 @@ def traits_of(slices: list[Slice]) -> list[Trait]:
 
 def _text(keyword: str) -> Callable[[Slice], Value | None]:
     def value(slice_: Slice) -> Value | None:
-        found = slice_.header.get(keyword)
+        found = value_of(slice_.header, keyword)
         if found is None or found == "":
             return None
         parts = found if isinstance(found, MultiValue | list) else [found]
@@ -60,8 +60,8 @@ def _number(*keywords: str) -> Callable[[Slice], Value | None]:
 
 def _in_turn(date: str, time: str) -> Trait:
     def value(slice_: Slice) -> Value | None:
-        found = str(slice_.header.get(time) or "").strip()
-        return f"{slice_.header.get(date) or ''} {found}" if found else None
+        found = str(value_of(slice_.header, time) or "").strip()
+        return f"{value_of(slice_.header, date) or ''} {found}" if found else None
 
     return Trait(value, _numbered("time"), by_place=True, in_turn=True, says_what=False)
 
@@ -108,19 +108,31 @@ def b_value(slice_: Slice) -> Value | None:
     return None
 
 
-def _direction(slice_: Slice) -> Value | None:
-    """The gradient's direction; None for an image without one (b = 0, a trace)."""
+def _gradient(slice_: Slice) -> Value | None:
+    """(0, b-value, direction) where there is a direction, (1, b-value) where there is none (b = 0, a trace)."""
     header = slice_.header
     found = numbers(header, "DiffusionGradientOrientation", 3)
     for group, elements, creator in _DIRECTIONS:
         if not found:
             found = [number for element in elements for number in _private(header, group, element, creator)]
-    return tuple(round(number, 4) for number in found) if len(found) == 3 and any(found) else None
+    weight = b_value(slice_)
+    b = float(weight) if isinstance(weight, float) else 0.0
+    if len(found) == 3 and any(found):
+        return (0.0, b, *(round(number, 4) for number in found))
+    return None if weight is None else (1.0, b)
+
+
+def _name_gradient(value: Value, rank: int) -> str:
+    _, b, *direction = value if isinstance(value, tuple) else (0.0, value)
+    return f"b {float(b):g} direction {rank}" if direction else f"b {float(b):g}"
 
 
 def _private(header: Dataset, group: int, element: int, creator: str) -> list[float]:
+    tags = header.keys()
+    blocks = (block for block in range(0x10, 0x20) if group << 16 | block in tags)  # in practice the first few
     try:
-        value = header.private_block(group, creator)[element].value
+        block = next(block for block in blocks if header[group << 16 | block].value == creator)
+        value = header[group << 16 | block << 8 | element].value
         if isinstance(value, bytes):  # sent as UN
             value = np.frombuffer(value, "<f8") if len(value) in (8, 24) else value.decode("ascii").split("\\")
         found = [float(part) for part in (value if isinstance(value, MultiValue | list | np.ndarray) else [value])]
@@ -141,7 +153,7 @@ _WHAT = (
     Trait(_number("FlipAngle"), _valued("flip angle {:g}")),
     Trait(b_value, _valued("b {:g}")),
     Trait(_text("DiffusionDirectionality"), lambda value, rank: _shown(value).lower()),
-    Trait(_direction, _numbered("direction")),
+    Trait(_gradient, _name_gradient),
     Trait(_text("ASLContext"), lambda value, rank: _shown(value).lower()),
     Trait(_number("NominalPercentageOfCardiacPhase"), _valued("phase {:g} %")),
     Trait(_number("NominalPercentageOfRespiratoryPhase"), _valued("respiration {:g} %")),
@@ -168,19 +180,19 @@ _PLACES = ("InStackPositionNumber", "ImagePositionPatient", "SliceLocation", "Im
 def _dimensions(slices: list[Slice]) -> list[Trait]:
     """What the first multi-frame object itself calls its dimensions (PS3.3 C.7.6.17)."""
     instance = next((slice_.instance for slice_ in slices if slice_.frame is not None), Dataset())
+    dimensions = instance.get("DimensionIndexSequence") or []
     traits = []
-    for index, dimension in enumerate(instance.get("DimensionIndexSequence") or []):
+    for index, dimension in enumerate(dimensions):
         keyword = keyword_for_tag(dimension.get("DimensionIndexPointer") or 0)
         if keyword not in _PLACES:
             what = dictionary_description(keyword).lower() if keyword else f"dimension {index + 1}"
-            traits.append(Trait(_dimension(index), _numbered(what)))
+            traits.append(Trait(_dimension(index, len(dimensions)), _numbered(what)))
     return traits
 
 
-def _dimension(index: int) -> Callable[[Slice], Value | None]:
+def _dimension(index: int, count: int) -> Callable[[Slice], Value | None]:
     def value(slice_: Slice) -> Value | None:
-        found = slice_.header.get("DimensionIndexValues")
-        values = list(found) if isinstance(found, MultiValue | list) else [found]
-        return float(values[index]) if index < len(values) and values[index] is not None else None
+        found = numbers(slice_.header, "DimensionIndexValues", count)
+        return found[index] if found else None
 
     return value

@@ -14,7 +14,7 @@ from pydicom import dcmread
 
 from node.dicom.assembly import assemble_volumes
 from node.dicom.header import read_header, scan_folder
-from node.dicom.pixels import read_volume
+from node.dicom.pixels import read_input
 from node.dicom.selection import select_input
 from node.errors import InputRefused
 from node.infer.manifest import Input
@@ -97,7 +97,7 @@ def test_damaged_file_is_a_header_or_a_refusal(
             assert sentence.startswith("001.dcm is damaged: ")
     assembly = assemble_volumes(headers)
     with contextlib.suppress(InputRefused):
-        read_volume(select_input(assembly, Input.model_validate({"when": {"Modality": "CT"}})).plan)
+        read_input(select_input(assembly, Input.model_validate({"when": {"Modality": "CT"}})).plan)
     assert not any(text in refusal.sentence for refusal in assembly.refusals for text in PATIENT.values())
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation
 
-from node.dicom.assembly import Assembly, assemble_volumes
+from node.dicom.assembly import Assembly, ImagePlan, VolumePlan, assemble_volumes
 from node.dicom.header import read_header, scan_folder
 from node.dicom.selection import Choice, kernel_sharpness, select_input
 from node.errors import InputRefused
@@ -71,11 +73,12 @@ def test_lung_model_takes_the_thin_soft_axial_series_of_a_mixed_study(tmp_path: 
     )
     for shuffle in range(1, 6):
         again = choose(tmp_path, LUNGS, shuffle)
-        assert (again.plan.paths, again.left_out) == (choice.plan.paths, choice.left_out)
+        assert (again.plan.slices, again.left_out) == (choice.plan.slices, choice.left_out)
 
 
 def test_lung_model_takes_the_soft_kernel_of_a_real_study(shared_data: Path) -> None:
     choice = choose(shared_data / "chest_ct_siemens", LUNGS)
+    assert isinstance(choice.plan, VolumePlan)
     assert {path.parent.name for path in choice.plan.paths} == {"soft_kernel_B40f"}
     assert choice.left_out == ()
 
@@ -163,8 +166,10 @@ def test_nothing_fits_says_why_of_each_series(shared_data: Path, tmp_path: Path,
         choose(shared_data / "brain_mr_t1", LUNGS)
     assert "not applicable: series " in str(refusal.value)
     assert "Modality is MR, which does not fit CT" in str(refusal.value)
-    with pytest.raises(InputRefused, match="gantry tilt"):
-        choose(shared_data / "head_ct_tilted", LUNGS)
+    with pytest.raises(InputRefused, match="a slice is missing"):
+        choose(shared_data / "irregular" / "sliceincrement", LUNGS)
+    with pytest.raises(InputRefused, match=r"it is a planar image; .*it is a planar image"):
+        choose(shared_data / "planar", LUNGS)
     with pytest.raises(InputRefused, match=r"^not applicable: there is no image$"):
         choose(tmp_path, LUNGS)
     add("", 3)
@@ -193,6 +198,82 @@ def test_volumes_of_one_series_are_told_apart_in_the_sentence(shared_data: Path)
         choose(shared_data / "irregular" / "sliceorientation", LUNGS)
     assert "volume 1: Modality" in str(refusal.value)
     assert "volume 2: Modality" in str(refusal.value)
+
+
+def test_image_inputs_take_images(shared_data: Path) -> None:
+    wanted = Input.model_validate({"kind": "image", "when": {"Modality": "MG"}})
+    choice = choose(shared_data / "planar", wanted)
+    assert isinstance(choice.plan, ImagePlan)
+    assert choice.plan.path.name == "mg_mammo.dcm"
+    assert len(choice.left_out) == 3
+    assert all("which does not fit MG" in sentence for sentence in choice.left_out)
+    with pytest.raises(InputRefused, match="it is a volume"):
+        choose(shared_data / "chest_ct_philips", wanted)
+
+
+def test_newest_image_then_first_by_uid(tmp_path: Path) -> None:
+    for number, time in ((1, "120000"), (2, "130000"), (4, "130000"), (3, "130000")):
+        write_series(
+            tmp_path / str(number), np.zeros((1, 4, 4), np.int16), SOPClassUID=DigitalXRayImageStorageForPresentation,
+            SOPInstanceUID=f"1.2.3.{number}", SeriesInstanceUID=f"1.2.{9 - number}", AcquisitionDate="20240101",
+            AcquisitionTime=time, Modality="DX",
+        )  # fmt: skip
+    for shuffle in range(4):
+        plan = choose(tmp_path, Input.model_validate({"kind": "image"}), shuffle).plan
+        assert plan.slices[0].sop_instance_uid == "1.2.3.2"
+
+
+def test_clip_with_too_few_frames(shared_data: Path) -> None:
+    wanted = Input.model_validate({"kind": "image", "when": {"Modality": "US"}, "limits": {"slices_min": 31}})
+    with pytest.raises(InputRefused, match="it has 30 frames, the model needs 31"):
+        choose(shared_data / "planar", wanted)
+
+
+CONTRAST = [
+    ({"ContrastBolusAgent": "OMNIPAQUE 350"}, True),
+    ({"ContrastBolusAgent": ""}, False),
+    ({"ContrastBolusAgent": "NONE"}, False),
+    ({}, False),
+    ({"ContrastBolusAgentSequence": [Dataset()]}, True),
+    ({"ContrastBolusAgentSequence": []}, False),
+    ({"ContrastBolusAgent": "GADOVIST", "ContrastBolusAgentAdministered": "NO"}, False),
+]
+
+
+@pytest.mark.parametrize(("values", "given"), CONTRAST, ids=[str(case[0])[:60] for case in CONTRAST])
+def test_contrast_agent(tmp_path: Path, add: Build, values: dict[str, Any], *, given: bool) -> None:
+    add("chest", **values)
+    assert chosen(choose(tmp_path, Input.model_validate({"limits": {"contrast": given}}))) == "chest"
+    assert chosen(choose(tmp_path, Input())) == "chest"
+    sentence = "a contrast agent was given, the model takes none" if given else "no contrast agent is named, the model"
+    with pytest.raises(InputRefused, match=sentence):
+        choose(tmp_path, Input.model_validate({"limits": {"contrast": not given}}))
+
+
+def test_largest_step_of_an_irregular_stack_counts(tmp_path: Path) -> None:
+    headers = {}
+    for index, path in enumerate(write_series(tmp_path, np.zeros((9, 4, 4), np.int16))):
+        dataset = dcmread(path)
+        dataset.ImagePositionPatient = ["0", "0", str(2 * index if index < 5 else 8 + 5 * (index - 4))]
+        dataset.save_as(path)
+        headers[path] = read_header(path)
+    assembly = assemble_volumes(headers)
+    assert assembly.volumes[0].grid.spacing_mm[0] == pytest.approx(3.5)
+    select_input(assembly, Input.model_validate({"limits": {"spacing_max_mm": 5}}))
+    with pytest.raises(InputRefused, match=r"its voxels are 5\.00 mm apart, the model takes up to 4 mm"):
+        select_input(assembly, Input.model_validate({"limits": {"spacing_max_mm": 4}}))
+
+
+def test_volumes_of_one_series_are_ranked_by_name_and_seen_by_conditions(tmp_path: Path, add: Build) -> None:
+    for echo in range(1, 12):
+        add("echoes", 3, SeriesInstanceUID="1.2.3.99", EchoTime=str(10 * echo))
+    for shuffle in range(3):
+        assert choose(tmp_path, Input(), shuffle).plan.name == "echo 1"
+    choice = choose(tmp_path, Input.model_validate({"when": {"EchoTime": ">= 95"}}))
+    assert choice.plan.name == "echo 10"  # not echo 11, and by number, not by letter
+    assert "EchoTime is 10, which does not fit >= 95" in choice.left_out[0]
+    with pytest.raises(InputRefused, match=r"^not applicable: series echoes \(11 volumes\): Modality is CT"):
+        choose(tmp_path, Input.model_validate({"when": {"Modality": "MR"}}))
 
 
 # From sharp to soft, by each maker's own description of its kernels.
