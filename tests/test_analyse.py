@@ -53,7 +53,7 @@ def plan(tmp_path: Path) -> VolumePlan:
     return make_plan(tmp_path / "ct")
 
 
-def package_of(manifest: dict[str, object]) -> Package:
+def package_of(manifest: Mapping[str, object]) -> Package:
     return replace(make_package(), manifest=Manifest.model_validate(manifest))
 
 

@@ -135,7 +135,7 @@ def test_what_is_no_landmark_is_refused(eye: Subject, point: Landmark, sentence:
 
 def test_rows_for_people(head: Told, eye: Subject) -> None:
     rows = [row for measured in head.findings.measurements for row in measured.rows()]
-    assert {"segment": "Left eye 1", "measurement": "slice or frame", "value": 122.0, "unit": ""} in rows
+    assert {"segment": "Left eye 1", "measurement": "slice or frame", "value": 122, "unit": ""} in rows
     assert {"segment": "Right eye 2", "measurement": "certainty", "value": 81.0, "unit": "%"} in rows
     assert [row["measurement"] for row in rows if row["segment"] == "Left eye 1"][-3:] == ["x", "y", "z"]
     assert isinstance(eye.source, Image)
