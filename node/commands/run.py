@@ -131,11 +131,14 @@ def _tell(outcomes: list[tuple[str, dict[str, object] | RadnodeError]], package:
 
 
 def print_measurements(rows: list[dict[str, object]]) -> None:
-    """A line per segment, a column per measurement."""
+    """A line per finding, a column per measurement."""
     segments: dict[str, dict[str, object]] = {}
     for row in rows:
         line = segments.setdefault(str(row["segment"]), {"segment": row["segment"]})
-        line[f"{row['measurement']} [{row['unit']}]"] = f"{row['value']:.1f}"
+        column = f"{row['measurement']} [{row['unit']}]" if row["unit"] else str(row["measurement"])
+        line[column] = f"{row['value']:.1f}" if isinstance(row["value"], float) else row["value"]
+        if "holds" in row:
+            line["holds"] = "yes" if row["holds"] else "no"
     columns = list(dict.fromkeys(column for line in segments.values() for column in line))
     print_table(
         [{column: line.get(column, "") for column in columns} for line in segments.values()],

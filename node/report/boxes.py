@@ -53,7 +53,7 @@ class MeasuredBox:
         name = f"{self.name} {self.rank}"
         rows: list[dict[str, Any]] = [
             {"segment": name, "measurement": "certainty", "value": 100 * self.box.score, "unit": "%"},
-            {"segment": name, "measurement": "slice", "value": self.key_slice + 1.0, "unit": ""},
+            {"segment": name, "measurement": "slice", "value": self.key_slice + 1, "unit": ""},
         ]
         for (kind, _), size in zip(_EXTENTS, self.size_mm, strict=True):
             rows.append({"segment": name, "measurement": kind, "value": size, "unit": "mm"})

@@ -36,7 +36,7 @@ class MeasuredLandmark:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for people per number."""
-        values = [("slice or frame", self.point.frame + 1.0, "")]
+        values: list[tuple[str, float, str]] = [("slice or frame", self.point.frame + 1, "")]
         values += [("column", self.point.column, "px"), ("row", self.point.row, "px")]
         if self.place_lps is not None:
             values += [(axis, value, "mm") for axis, value in zip("xyz", self.place_lps, strict=True)]

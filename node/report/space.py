@@ -89,10 +89,11 @@ def _cut(corners: NDArray[np.float64], normal: NDArray[np.float64], offset: floa
                 points.append(corners[first] + np.clip(part, 0, 1) * (corners[second] - corners[first]))
         if points:
             break
-    if len(points) < 3:  # the plane touches the box in a corner or an edge
+    found = np.array(points).reshape(-1, 3)
+    arms = found - found.mean(axis=0) if points else found
+    # Two singular values say how far the section reaches in its plane: in a corner or along an edge there is none.
+    if len(points) < 3 or np.linalg.svd(arms, compute_uv=False)[1] < 10 * _TOUCHING_MM:
         return np.empty((0, 3))
-    found = np.array(points)
-    arms = found - found.mean(axis=0)
     across = arms[0] / np.linalg.norm(arms[0])
     angles = np.arctan2(arms @ np.cross(normal, across), arms @ across)
     return found[np.argsort(angles, kind="stable")]

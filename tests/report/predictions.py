@@ -51,7 +51,7 @@ LANDMARKS = COMMON | {
     "classes": {
         1: {"name": "Left eye", "type": ["SCT", "81745001", "Eye"], "laterality": "left"},
         2: {"name": "Right eye", "type": ["SCT", "81745001", "Eye"], "laterality": "right"},
-        3: {"name": "Pons", "type": ["SCT", "49557009", "Pons"]},
+        3: {"name": "Pituitary", "type": ["SCT", "56329008", "Pituitary"]},
     },
 }
 DENSITY = COMMON | {

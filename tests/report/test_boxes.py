@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 
+from node.dicom.header import read_header
 from node.dicom.volume import Grid, SliceRef, Volume
 from node.errors import OutputRefused
 from node.infer.results import Box, Boxes
@@ -206,6 +207,25 @@ def test_uneven_slices_are_where_their_positions_say() -> None:
     volume = make_volume((6, 60, 50), affine, positions)
     assert list(cut_box(volume, Box(0, 1, (1, 1, 6.5), (9, 9, 8.4)))) == [3, 4]
     assert list(cut_box(volume, Box(0, 1, (1, 1, 5), (9, 9, 6)))) == [3]  # in the gap
+
+
+def test_frames_of_an_enhanced_image_are_named(shared_data: Path, tmp_path: Path) -> None:
+    path = shared_data / "enhanced" / "emri_small.dcm"
+    dataset = dcmread(path)
+    array = dataset.pixel_array.astype(np.float32)
+    uids = str(dataset.SOPClassUID), str(dataset.SOPInstanceUID)
+    slices = tuple(SliceRef(*uids, number) for number in range(1, len(array) + 1))
+    grid = Grid(array.shape, np.diag([2.0, 2.0, 5.0, 1.0]), "1.2.3")  # the header has no geometry
+    volume = Volume(array, grid, slices, str(dataset.SeriesInstanceUID), str(dataset.StudyInstanceUID), "MR")
+    x, y, z = grid.to_lps(np.array([[25.0, 30.0, 4.0]]))[0].tolist()
+    box = Box(0, 0.9, (x - 9, y - 9, z - 9), (x + 9, y + 9, z + 9))
+    subject = make_subject(volume, (read_header(path),), Boxes((box,)), DETECTION)
+    file = tell(subject, tmp_path).files["sr"]
+    regions = [item for item in items(dcmread(file)) if item.ValueType == "SCOORD"]
+    frames = [int(item.ContentSequence[0].ReferencedSOPSequence[0].ReferencedFrameNumber) for item in regions]
+    assert frames[0] == 5
+    assert sorted(frames) == [number + 1 for number in sorted(cut_box(volume, box))]
+    assert not {error for error in dciodvfy_errors(file) if "Content" in error or "Referenced" in error}
 
 
 angles = st.floats(-180, 180)
