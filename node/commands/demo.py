@@ -219,7 +219,7 @@ def _draw(package: Package, headers, in_pacs: dict[str, FileDataset], job: Job, 
     from node import __version__
     from node.dicom.assembly import VolumePlan
     from node.dicom.pixels import read_volume
-    from node.report.measure import measure_segments
+    from node.report.findings import measure
     from node.report.preview import render_preview
     from node.report.readback import read_labelmap
     from node.report.subject import Subject
@@ -231,9 +231,9 @@ def _draw(package: Package, headers, in_pacs: dict[str, FileDataset], job: Job, 
     subject = Subject(
         key=job.key,
         created=datetime.fromtimestamp(job.created_at, UTC),
-        volume=volume,
+        source=volume,
         sources=plan.headers,
-        labelmap=read_labelmap(in_pacs["seg"], volume, sorted(package.manifest.segments)),
+        prediction=read_labelmap(in_pacs["seg"], volume, sorted(package.manifest.segments)),
         manifest=package.manifest,
         model_name=package.name,
         model_version=package.version,
@@ -241,7 +241,7 @@ def _draw(package: Package, headers, in_pacs: dict[str, FileDataset], job: Job, 
         node_version=__version__,
     )
     picture = folder / "preview.png"
-    render_preview(subject, measure_segments(volume, subject.labelmap, package.manifest)).save(picture)
+    render_preview(measure(subject)).save(picture)
     return picture
 
 

@@ -94,11 +94,11 @@ def write_outcome(analysis: Analysis, folder: Path) -> dict[str, object]:
         file.write_bytes(result.encode())
         files.append(str(file))
     picture = folder / "preview.png"
-    render_preview(analysis.subject, analysis.measurements).save(picture)
+    render_preview(analysis.findings).save(picture)
     files.append(str(picture))
     return {
-        "series": analysis.volume.series_uid,
-        "slices": analysis.volume.grid.shape[0],
+        "series": analysis.source.series_uid,
+        "slices": len(analysis.subject.source_slices),
         "measurements": [row for measurement in analysis.measurements for row in measurement.rows()],
         "files": files,
         "seconds": {stage: round(seconds, 2) for stage, seconds in analysis.seconds.items()},
@@ -131,11 +131,14 @@ def _tell(outcomes: list[tuple[str, dict[str, object] | RadnodeError]], package:
 
 
 def print_measurements(rows: list[dict[str, object]]) -> None:
-    """A line per segment, a column per measurement."""
+    """A line per finding, a column per measurement."""
     segments: dict[str, dict[str, object]] = {}
     for row in rows:
         line = segments.setdefault(str(row["segment"]), {"segment": row["segment"]})
-        line[f"{row['measurement']} [{row['unit']}]"] = f"{row['value']:.1f}"
+        column = f"{row['measurement']} [{row['unit']}]" if row["unit"] else str(row["measurement"])
+        line[column] = f"{row['value']:.1f}" if isinstance(row["value"], float) else row["value"]
+        if "holds" in row:
+            line["holds"] = "yes" if row["holds"] else "no"
     columns = list(dict.fromkeys(column for line in segments.values() for column in line))
     print_table(
         [{column: line.get(column, "") for column in columns} for line in segments.values()],

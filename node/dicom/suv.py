@@ -32,7 +32,7 @@ def suv_factor(headers: Sequence[Dataset]) -> float | None:
                     return factor
                 activity, factor = _philips(header, 0x09), _from_activity(headers)
                 return activity * factor if activity and factor else None
-    except (TypeError, ValueError, OverflowError, IndexError, AttributeError):  # a value that is no number or no time
+    except (TypeError, ValueError, OverflowError, LookupError, AttributeError):  # a value that is no number or no time
         return None
     return None
 

@@ -28,6 +28,12 @@ def segment_colors(manifest: Manifest) -> dict[int, CIELab]:
     }
 
 
+def finding_colors(manifest: Manifest) -> dict[int, CIELab]:
+    """Label or class to colour, whichever the manifest has."""
+    classes = {label: _PALETTE[number % len(_PALETTE)] for number, label in enumerate(sorted(manifest.classes))}
+    return segment_colors(manifest) or classes
+
+
 def to_rgb(color: CIELab) -> RGB:
     """CIELab (D50) to sRGB: Bradford-adapted to D65, clipped to the gamut."""
     lightness, a, b = color

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from node.dicom.volume import Volume
 from node.infer.manifest import Manifest, Measurement
@@ -51,15 +52,16 @@ class SegmentMeasurements:
 def measure_segments(volume: Volume, labelmap: Labelmap, manifest: Manifest) -> tuple[SegmentMeasurements, ...]:
     """Measure every segment of the manifest.
 
-    Volume is the number of voxels times the voxel's volume. One pass over the slices: memory stays at a few slices
-    however many segments there are. Sums are in double precision and of differences to one voxel of the segment:
-    squares of PET's millions of Bq/ml would cancel.
+    Volume is the number of voxels times the voxel's volume, slice by slice where the spacing varies; intensities count
+    every voxel alike. One pass over the slices: memory stays at a few slices however many segments there are. Sums are
+    in double precision and of differences to one voxel of the segment: squares of PET's millions of Bq/ml would cancel.
     """
     size = max(manifest.segments) + 1
-    counts, sums, squares = np.zeros(size, np.int64), np.zeros(size), np.zeros(size)
+    counts, volumes_mm3 = np.zeros(size, np.int64), np.zeros(size)
+    sums, squares = np.zeros(size), np.zeros(size)
     origin, seen = np.zeros(size), np.zeros(size, bool)  # one value of each segment
     lowest, highest = np.full(size, np.inf), np.full(size, -np.inf)
-    for labels, values in zip(labelmap.array, volume.array, strict=True):
+    for labels, values, voxel_mm3 in zip(labelmap.array, volume.array, voxel_volumes_mm3(volume), strict=True):
         where = labels > 0
         if not where.any():
             continue
@@ -69,7 +71,9 @@ def measure_segments(volume: Volume, labelmap: Labelmap, manifest: Manifest) -> 
         origin[present] = np.where(seen[present], origin[present], grey[order][starts])
         seen[present] = True
         difference = grey - origin[flat]
-        counts += np.bincount(flat, minlength=size)
+        found = np.bincount(flat, minlength=size)
+        counts += found
+        volumes_mm3 += found * voxel_mm3
         sums += np.bincount(flat, difference, minlength=size)
         squares += np.bincount(flat, difference * difference, minlength=size)
         lowest[present] = np.minimum(lowest[present], np.minimum.reduceat(grey[order], starts))
@@ -77,7 +81,7 @@ def measure_segments(volume: Volume, labelmap: Labelmap, manifest: Manifest) -> 
     measured = []
     for number, segment in sorted(manifest.segments.items()):
         count = int(counts[number])
-        common = (number, segment.name, count, count * volume.grid.voxel_volume_mm3 / 1000, volume.unit)
+        common = (number, segment.name, count, float(volumes_mm3[number]) / 1000, volume.unit)
         if count == 0:
             measured.append(SegmentMeasurements(*common, manifest.measurements))
             continue
@@ -87,3 +91,17 @@ def measure_segments(volume: Volume, labelmap: Labelmap, manifest: Manifest) -> 
         extremes = float(lowest[number]), float(highest[number])
         measured.append(SegmentMeasurements(*common, manifest.measurements, float(mean), deviation, *extremes))
     return tuple(measured)
+
+
+def voxel_volumes_mm3(volume: Volume) -> NDArray[np.float64]:
+    """The volume of a voxel of each slice.
+
+    Where spacing varies, a slice is as thick as half the way to each of its neighbours along the normal, and the first
+    and the last reach as far out as in. A sheared voxel has the volume of an upright one.
+    """
+    if volume.positions_lps is None:
+        return np.full(volume.array.shape[0], volume.grid.voxel_volume_mm3)
+    plane = np.cross(volume.grid.affine_lps[:3, 0], volume.grid.affine_lps[:3, 1])  # as long as a pixel is large, mm2
+    steps = np.abs(np.diff(volume.positions_lps @ (plane / np.linalg.norm(plane))))
+    outer = np.concatenate([steps[:1], steps, steps[-1:]])
+    return (outer[:-1] + outer[1:]) / 2 * float(np.linalg.norm(plane))

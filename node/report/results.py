@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -11,10 +12,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from node.dicom.uid import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
-from node.report.measure import SegmentMeasurements
-from node.report.seg import make_seg
+from node.report.findings import Findings
 from node.report.sr import make_sr
-from node.report.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,17 @@ class Result:
         return buffer.getvalue()
 
 
-def make_results(subject: Subject, measurements: Sequence[SegmentMeasurements]) -> tuple[Result, ...]:
-    """The SEG (when anything was found) and the SR of a run."""
+def make_results(findings: Findings) -> tuple[Result, ...]:
+    """The objects of a run: what its kind of findings has, such as a SEG, and the SR."""
+    with quietly():
+        objects = findings.objects()
+        report = make_sr(findings.subject, findings.groups(objects), about=list(objects.values()))
+    return (*(Result(kind, dataset) for kind, dataset in objects.items()), Result("sr", report))
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without highdicom's warning that quotes the patient's name."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The string ")  # highdicom quotes the patient's name
-        return _make_results(subject, measurements)
-
-
-def _make_results(subject: Subject, measurements: Sequence[SegmentMeasurements]) -> tuple[Result, ...]:
-    if not any(measured.voxels for measured in measurements):
-        return (Result("sr", make_sr(subject, measurements, None)),)
-    seg = make_seg(subject)
-    return Result("seg", seg), Result("sr", make_sr(subject, measurements, seg))
+        warnings.filterwarnings("ignore", message="The string ")
+        yield

@@ -13,16 +13,18 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian
 
 from node.dicom.codes import LATERALITY, Code
+from node.dicom.volume import Image
 from node.infer.manifest import Segment
 from node.report.colors import segment_colors
-from node.report.source import complete_header
+from node.report.slices import drop_geometry, refer_to_sources, stand_ins
 from node.report.subject import MANUFACTURER, Subject
 
 
 def make_seg(subject: Subject, kind: Literal["BINARY", "LABELMAP"] = "BINARY") -> Segmentation:
-    """The segmentation of the subject's label map, on the grid of its source images; empty frames are left out.
+    """The segmentation of the subject's label map, slice by slice on its source images; empty frames are left out.
 
-    The label map must hold at least one labelled voxel.
+    Each frame refers to the one slice or frame that it was made of and lies where that lies; those of planar images lie
+    nowhere. The label map must hold at least one labelled voxel.
     """
     labels = sorted(subject.manifest.segments)
     # Segment numbers start at 1 without gaps in a BINARY SEG (PS3.3 C.8.20.2); the label values of the model need not.
@@ -31,7 +33,7 @@ def make_seg(subject: Subject, kind: Literal["BINARY", "LABELMAP"] = "BINARY") -
         number_of[label] = number
     descriptions = [_describe(subject, number, label) for number, label in enumerate(labels, 1)]
     seg = Segmentation(
-        source_images=[complete_header(source) for source in subject.sources],
+        source_images=stand_ins(subject),
         pixel_array=number_of[subject.labelmap.array],
         segmentation_type=kind,
         segment_descriptions=descriptions,
@@ -50,6 +52,9 @@ def make_seg(subject: Subject, kind: Literal["BINARY", "LABELMAP"] = "BINARY") -
         omit_empty_frames=True,
         series_description=subject.series_description,
     )
+    refer_to_sources(seg, subject)
+    if isinstance(subject.source, Image):
+        drop_geometry(seg, subject.source, subject.sources[0])
     stamp(seg, subject)
     seg.DimensionOrganizationSequence[0].DimensionOrganizationUID = subject.uid("seg", "dimensions")
     for item in seg.DimensionIndexSequence:

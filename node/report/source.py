@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pydicom.dataset import Dataset
+from pydicom.valuerep import DA, TM
 
 # Type 2 attributes of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): present, and empty when unknown.
 _TYPE_2 = (
@@ -16,6 +17,7 @@ _TYPE_2 = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
+_DATES = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 # Optional sequences of references that are copied; scanners leave them incomplete.
 _REFERENCES = ("ReferencedStudySequence", "ReferencedPatientSequence", "ReferencedPerformedProcedureStepSequence")
 
@@ -23,16 +25,23 @@ _REFERENCES = ("ReferencedStudySequence", "ReferencedPatientSequence", "Referenc
 def complete_header(source: Dataset) -> Dataset:
     """A copy of a source header in which the Type 2 attributes that a result copies are present, empty where unknown.
 
-    References that are incomplete are left out of the copy.
+    Empty is also a date or time that is none, such as a birth date of 00000000; references that are incomplete are left
+    out of the copy.
     """
     header = source[:]  # shares the elements, not the set of them as copy.copy does
     for keyword in _TYPE_2:
         if keyword not in header:
             setattr(header, keyword, None)
+    for keyword, kind in _DATES.items():
+        try:
+            kind(str(header.get(keyword) or ""))
+        except Exception:  # as many kinds as there are ways to be no date
+            delattr(header, keyword)  # the element is the source's own: another one takes its place
+            setattr(header, keyword, None)
     for keyword in _REFERENCES:
         complete = [item for item in header.get(keyword) or () if _is_reference(item)]
         if keyword in header:
-            delattr(header, keyword)  # the element is the source's own: another one takes its place
+            delattr(header, keyword)
         if complete:
             setattr(header, keyword, complete)
     return header

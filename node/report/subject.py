@@ -8,22 +8,21 @@ from datetime import datetime
 from pydicom.dataset import Dataset
 
 from node.dicom.uid import derive_uid
-from node.dicom.volume import Volume
-from node.infer.manifest import Manifest
-from node.infer.results import Labelmap
+from node.dicom.volume import Image, SliceRef, Volume
+from node.errors import OutputRefused
+from node.infer.manifest import Finding, Manifest
+from node.infer.results import Labelmap, Prediction
 
 MANUFACTURER = "radnode"
 
 
-@dataclass(frozen=True)
-class Subject:
-    """Everything that the result objects of one run are made from."""
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a result object comes from: the job, the images and the model."""
 
     key: str  # the job's key; every UID of a result derives from it
     created: datetime  # aware; the results' content date and time
-    volume: Volume
     sources: tuple[Dataset, ...]  # headers of the source images without pixel data, in the volume's slice order
-    labelmap: Labelmap
     manifest: Manifest
     model_name: str
     model_version: str
@@ -49,3 +48,41 @@ class Subject:
     def algorithm_parameters(self) -> dict[str, str]:
         """What the result depends on beside the images, by name."""
         return {"package SHA-256": self.model_digest, "radnode": self.node_version, **self.parameters}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject(Origin):
+    """Everything that the result objects of one run are made from."""
+
+    source: Volume | Image
+    prediction: Prediction
+
+    @property
+    def volume(self) -> Volume:
+        """The source where only a volume will do."""
+        if not isinstance(self.source, Volume):
+            raise OutputRefused(f"the model returned a {_kind(self.prediction)} of a planar image: it needs a volume")
+        return self.source
+
+    @property
+    def source_slices(self) -> tuple[SliceRef, ...]:
+        """The slices of the volume or the frames of the image, in the order of its array."""
+        return self.source.slices if isinstance(self.source, Volume) else self.source.frames
+
+    @property
+    def labelmap(self) -> Labelmap:
+        """The prediction where it is known to be a label map."""
+        if not isinstance(self.prediction, Labelmap):
+            raise TypeError(f"a {_kind(self.prediction)} is no label map")
+        return self.prediction
+
+    def meaning(self, label: int) -> Finding:
+        """What a class of the prediction means; `OutputRefused` for one that the manifest does not declare."""
+        try:
+            return self.manifest.classes[label]
+        except KeyError:
+            raise OutputRefused(f"the model returned class {label}, which dicom.yaml does not declare") from None
+
+
+def _kind(prediction: Prediction) -> str:
+    return type(prediction).__name__.lower()

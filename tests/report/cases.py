@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 from node.analyse import Analysis, analyse
 from node.dicom.assembly import VolumePlan, assemble_volumes
 from node.dicom.header import read_header, scan_folder
-from node.dicom.volume import Volume
-from node.infer.bundle import BundleModel
+from node.dicom.volume import Image, Volume
 from node.infer.manifest import Manifest
 from node.infer.package import Package
 from node.infer.results import Labelmap
+from node.report.measure import SegmentMeasurements
+from node.report.segments import SegmentFindings
 
 # Label values with a gap: segment numbers (1, 2) are not the model's label values (2, 5).
 FIRST, SECOND = 2, 5
@@ -65,9 +67,14 @@ class SyntheticModel:
     def __init__(self, array: NDArray[np.uint16]):
         self.array = array
 
-    def predict(self, volumes: dict[str, Volume]) -> Labelmap:
+    def predict(self, inputs: Mapping[str, Volume | Image]) -> Labelmap:
         """The mask on the grid of the one input."""
-        return Labelmap(self.array, volumes["image"].grid)
+        volume = inputs["image"]
+        assert isinstance(volume, Volume)
+        return Labelmap(self.array, volume.grid)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,23 @@ class Case:
     plan: VolumePlan
     analysis: Analysis
     folder: Path  # of seg.dcm and sr.dcm
+
+    @property
+    def volume(self) -> Volume:
+        """The input."""
+        return self.analysis.subject.volume
+
+    @property
+    def labels(self) -> NDArray[np.uint16]:
+        """The label map."""
+        return self.analysis.subject.labelmap.array
+
+    @property
+    def measurements(self) -> Sequence[SegmentMeasurements]:
+        """What was measured of each segment."""
+        findings = self.analysis.findings
+        assert isinstance(findings, SegmentFindings)
+        return findings.measurements
 
     @property
     def files(self) -> dict[str, Path]:
@@ -119,8 +143,7 @@ def make_case(
     plan: VolumePlan, mask: NDArray[np.uint16], folder: Path, *, key: str = "job", package: Package | None = None
 ) -> Case:
     """Run the synthetic model on the volume and write its results to `folder`."""
-    model = cast(BundleModel, SyntheticModel(mask))
-    analysis = analyse(package or make_package(), model, {"image": plan}, key=key, created=CREATED)
+    analysis = analyse(package or make_package(), SyntheticModel(mask), {"image": plan}, key=key, created=CREATED)
     folder.mkdir(parents=True, exist_ok=True)
     case = Case(plan, analysis, folder)
     for result in analysis.results:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from node.dicom.volume import Grid, SliceRef, Volume
 from node.infer.manifest import Manifest, Measurement
 from node.infer.results import Labelmap
-from node.report.measure import SegmentMeasurements, measure_segments
+from node.report.measure import SegmentMeasurements, measure_segments, voxel_volumes_mm3
 from tests.report.cases import FIRST, MANIFEST, SECOND
 
 SHAPE = (4, 5, 6)
@@ -55,6 +57,33 @@ def test_a_small_deviation_of_large_values_is_not_lost(offset: float) -> None:
     for label, measured in measure(values, labels).items():
         wanted = values[labels == label].astype(np.float64)
         assert measured.standard_deviation == pytest.approx(wanted.std(), rel=1e-9)
+
+
+def test_slices_of_varying_spacing_have_their_own_thickness() -> None:
+    """Halfway to each neighbour: 2, 2.5, 4 and 5 mm along the normal, whatever the shear adds."""
+    depths, shear = np.array([0.0, 2.0, 5.0, 10.0]), np.array([0.0, 0.7, 1.1, 4.0])
+    positions = np.column_stack([np.full(4, 7.0), -3 + shear, 11 + depths])
+    grid = Grid(SHAPE, AFFINE, "1.2")
+    slices = tuple(SliceRef("1.2", f"1.2.{index}") for index in range(SHAPE[0]))
+    labels = np.zeros(SHAPE, np.uint16)
+    labels[0, 0, :1], labels[1, 0, :2], labels[2, 0, :3], labels[3, 0, :4] = FIRST, FIRST, FIRST, SECOND
+    volume = Volume(np.ones(SHAPE, np.float32), grid, slices, "1.3", "1.4", "CT", "HU", positions_lps=positions)
+    first, second = measure_segments(volume, Labelmap(labels, grid), Manifest.model_validate(MANIFEST))
+    pixel_ml = 0.5 * 0.8 / 1000
+    assert first.volume_ml == pytest.approx((1 * 2 + 2 * 2.5 + 3 * 4) * pixel_ml)
+    assert second.volume_ml == pytest.approx(4 * 5 * pixel_ml)
+
+
+def test_a_tilted_stack_measures_as_an_upright_one() -> None:
+    """A gantry's tilt moves slices within their planes: it makes no voxel larger."""
+    positions = np.array([(7.0, -3.0 + index, 11.0 + 2.5 * index) for index in range(SHAPE[0])], np.float64)
+    grid = Grid(SHAPE, AFFINE, "1.2")
+    slices = tuple(SliceRef("1.2", f"1.2.{index}") for index in range(SHAPE[0]))
+    volume = Volume(
+        np.ones(SHAPE, np.float32), grid, slices, "1.3", "1.4", "CT", "HU", positions_lps=positions.astype(np.float64)
+    )
+    assert voxel_volumes_mm3(volume) == pytest.approx(np.full(SHAPE[0], VOXEL_ML * 1000))
+    assert voxel_volumes_mm3(replace(volume, positions_lps=None)) == pytest.approx(np.full(SHAPE[0], VOXEL_ML * 1000))
 
 
 def test_a_uniform_segment_has_no_deviation() -> None:

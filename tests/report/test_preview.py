@@ -14,6 +14,7 @@ from node.dicom.volume import Grid, Volume
 from node.infer.manifest import Manifest
 from node.infer.results import Labelmap
 from node.report.colors import segment_colors, to_rgb
+from node.report.findings import measure
 from node.report.preview import GAP, MARGIN, PANEL, render_preview
 from node.report.subject import Subject
 from tests.report.cases import FIRST, MANIFEST, SECOND, Case
@@ -24,7 +25,7 @@ HEAD = 96  # pixels above the first row of panels
 
 def page_of(case: Case, **changes: object) -> Image.Image:
     subject = dataclasses.replace(case.analysis.subject, **changes)  # pyright: ignore[reportArgumentType]
-    return render_preview(subject, case.analysis.measurements)
+    return render_preview(measure(subject))
 
 
 def panel(page: Image.Image, number: int) -> np.ndarray:
@@ -51,19 +52,19 @@ def turned(subject: Subject, flips: tuple[bool, bool, bool]) -> Subject:
             affine[:3, 2 - axis] *= -1
     grid = Grid(subject.volume.grid.shape, affine, subject.volume.grid.frame_of_reference_uid)
     volume: Volume = dataclasses.replace(subject.volume, array=array, grid=grid)
-    return dataclasses.replace(subject, volume=volume, labelmap=Labelmap(labels, grid))
+    return dataclasses.replace(subject, source=volume, prediction=Labelmap(labels, grid))
 
 
 def two_sides(case: Case) -> Subject:
     """A mask with a small ball high in the patient's front right and a large one low in the back left."""
-    volume = case.analysis.volume
+    volume = case.volume
     index = np.indices(volume.grid.shape, np.float32)
     across, down, up = (np.tensordot(volume.grid.affine_lps[a, 2::-1], index, 1) for a in range(3))
     x, y, z = (axis - axis.mean() for axis in (across, down, up))
     labels = np.zeros(volume.grid.shape, np.uint16)
     labels[(x + 60) ** 2 + (y + 40) ** 2 + (z - 20) ** 2 < 60**2] = FIRST  # LPS: -x is the patient's right
     labels[(x - 70) ** 2 + (y - 40) ** 2 + (z + 20) ** 2 < 66**2] = SECOND
-    return dataclasses.replace(case.analysis.subject, labelmap=Labelmap(labels, volume.grid))
+    return dataclasses.replace(case.analysis.subject, prediction=Labelmap(labels, volume.grid))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_right_is_left_front_is_up_and_head_is_up(case_of: CaseOf, flips: tuple[
     """Standard radiological display, whichever way the array runs."""
     case = case_of("philips_ct")
     subject = turned(two_sides(case), flips)
-    page = render_preview(subject, case.analysis.measurements)
+    page = render_preview(measure(subject))
     colors = {label: to_rgb(color) for label, color in segment_colors(subject.manifest).items()}
     axial = panel(page, 2)
     assert (center_of(axial, colors[FIRST]) < center_of(axial, colors[SECOND])).all()
@@ -94,13 +95,13 @@ def test_the_png_is_small_and_opens(case: Case, tmp_path: Path) -> None:
 def test_the_real_lungs_fit_into_300_kb(case_of: CaseOf) -> None:
     """Noise is what makes a PNG large: the sharpest kernel that we have, a mask over most of the chest."""
     case = case_of("philips_ct")
-    labels = np.where(case.analysis.volume.array > -1100, FIRST, 0).astype(np.uint16)
+    labels = np.where(case.volume.array > -1100, FIRST, 0).astype(np.uint16)
     stream = BytesIO()
-    page_of(case, labelmap=Labelmap(labels, case.analysis.volume.grid)).save(stream, "png")
+    page_of(case, prediction=Labelmap(labels, case.volume.grid)).save(stream, "png")
     assert len(stream.getvalue()) < 300_000
 
 
-def drawn_texts(case: Case, monkeypatch: pytest.MonkeyPatch) -> str:
+def drawn_texts(case: Case, monkeypatch: pytest.MonkeyPatch, **changes: object) -> str:
     texts: list[str] = []
     draw = ImageDraw.ImageDraw.text
 
@@ -109,7 +110,7 @@ def drawn_texts(case: Case, monkeypatch: pytest.MonkeyPatch) -> str:
         draw(self, place, text, *rest, **more)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", record)
-    page_of(case)
+    page_of(case, **changes)
     return "\n".join(texts)
 
 
@@ -117,7 +118,7 @@ def test_the_text_says_what_it_is_and_not_who(case: Case, monkeypatch: pytest.Mo
     text = drawn_texts(case, monkeypatch)
     assert "AI, NOT VERIFIED" in text
     assert "synthetic 1.2.3" in text
-    for measured in case.analysis.measurements:
+    for measured in case.measurements:
         assert f"{measured.name}:  volume {measured.volume_ml:.1f} mL   mean {measured.mean:.1f}" in text
     header = case.plan.header
     for keyword in ("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber", "StudyDate"):
@@ -127,11 +128,8 @@ def test_the_text_says_what_it_is_and_not_who(case: Case, monkeypatch: pytest.Mo
 
 def test_an_empty_mask_still_makes_a_page(case_of: CaseOf, monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_of("siemens_ct")
-    empty = Labelmap(np.zeros_like(case.analysis.labelmap.array), case.analysis.volume.grid)
-    page_of(case, labelmap=empty)
-    absent = tuple(dataclasses.replace(measured, voxels=0) for measured in case.analysis.measurements)
-    analysis = dataclasses.replace(case.analysis, measurements=absent)
-    assert drawn_texts(dataclasses.replace(case, analysis=analysis), monkeypatch).count("not found") == 2
+    empty = Labelmap(np.zeros_like(case.labels), case.volume.grid)
+    assert drawn_texts(case, monkeypatch, prediction=empty).count("not found") == 2
 
 
 def test_many_segments_have_a_palette(case_of: CaseOf) -> None:

@@ -112,7 +112,7 @@ def test_no_warning_quotes_the_patient_s_name(case_of: CaseOf, capfd: pytest.Cap
     assert case.plan.header.PatientName == "Lung_Dx-A0002"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        make_results(case.analysis.subject, case.analysis.measurements)
+        make_results(case.analysis.findings)
     said = " ".join(str(warning.message) for warning in caught) + "".join(capfd.readouterr())
     assert "Lung_Dx" not in said
 

@@ -61,7 +61,10 @@ def code_of(item: Dataset) -> tuple[str, str, str]:
 
 def test_dcmqi_reads_our_mask_on_the_grid_of_the_source(case: Case, tmp_path: Path) -> None:
     image = source_image(case)
-    assert np.allclose(sitk.GetArrayFromImage(image), case.analysis.volume.array, rtol=1e-6, atol=0)
+    values = sitk.GetArrayFromImage(image)
+    if case.plan.header.get("PixelPaddingValue") == -2000:  # GE; padding is air here, which SimpleITK knows nothing of
+        values[values == -3024] = -1024
+    assert np.allclose(values, case.volume.array, rtol=1e-6, atol=0)
     run("segimage2itkimage", "--inputDICOM", case.files["seg"], "--outputDirectory", tmp_path, "-t", "nrrd")
     attributes = json.loads((tmp_path / "meta.json").read_text())["segmentAttributes"]
     numbers = {segment["SegmentLabel"]: segment["labelID"] for group in attributes for segment in group}
@@ -75,29 +78,29 @@ def test_dcmqi_reads_our_mask_on_the_grid_of_the_source(case: Case, tmp_path: Pa
         assert start == pytest.approx(np.round(start), abs=2e-3)
         column, row, first = np.round(start).astype(int)
         assert (column, row) == (0, 0)
-        found = np.zeros(case.analysis.labelmap.array.shape, bool)
+        found = np.zeros(case.labels.shape, bool)
         voxels = sitk.GetArrayFromImage(segment) > 0
         found[first : first + len(voxels)] = voxels
-        wanted = case.analysis.labelmap.array == label
+        wanted = case.labels == label
         assert wanted.any()
         assert np.array_equal(found, wanted), f"{np.count_nonzero(found != wanted)} voxels differ"
 
 
 def test_highdicom_and_our_own_reader_read_our_mask(case: Case) -> None:
-    array = case.analysis.labelmap.array
+    array = case.labels
     seg = hd.seg.segread(case.files["seg"])
     uids = [str(header.SOPInstanceUID) for header in case.plan.headers]
     pixels = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
     assert np.array_equal(pixels[..., 0] > 0, array == FIRST)
     assert np.array_equal(pixels[..., 1] > 0, array == SECOND)
-    ours = read_labelmap(dcmread(case.files["seg"]), case.analysis.volume, (FIRST, SECOND)).array
+    ours = read_labelmap(dcmread(case.files["seg"]), case.volume, (FIRST, SECOND)).array
     assert np.array_equal(ours, array)
 
 
 def test_every_frame_refers_to_the_image_at_its_position(case: Case) -> None:
     seg = dcmread(case.files["seg"])
     headers = {str(header.SOPInstanceUID): header for header in case.plan.headers}
-    array = case.analysis.labelmap.array
+    array = case.labels
     expected = {
         (uid, number)
         for uid, labels in zip(headers, array, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+from pydicom import config
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
@@ -38,6 +39,21 @@ def test_what_is_there_stays() -> None:
     for keyword in TYPE_2:
         setattr(source, keyword, "20260102" if "Date" in keyword else "101112" if "Time" in keyword else "F")
     assert complete_header(source) == source
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("PatientBirthDate", "00000000"), ("PatientBirthDate", "19701331"), ("StudyDate", "today"), ("StudyTime", "99")],
+)
+def test_a_date_that_is_none_becomes_empty_in_the_copy_only(keyword: str, value: str) -> None:
+    """highdicom refuses to copy them, and the study would have no result."""
+    source = Dataset()
+    with config.disable_value_validation():
+        setattr(source, keyword, value)
+    completed = complete_header(source)
+    assert keyword in completed
+    assert completed[keyword].is_empty
+    assert str(source[keyword].value) == value
 
 
 def test_incomplete_references_are_left_out_of_the_copy_only() -> None:

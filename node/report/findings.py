@@ -1,0 +1,68 @@
+"""What is reported of a prediction, whatever kind it is: the one place that asks for the kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from pydicom.dataset import Dataset
+
+from node.infer.results import Boxes, Labelmap, Landmarks
+from node.report.boxes import BoxFindings
+from node.report.landmarks import LandmarkFindings
+from node.report.page import Line, Panel
+from node.report.scores import ScoreFindings
+from node.report.segments import SegmentFindings
+from node.report.sr import Group
+from node.report.subject import Subject
+
+
+class Measured(Protocol):
+    """One finding with its numbers."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for people per number: segment, measurement, value, unit."""
+        ...
+
+
+class Findings(Protocol):
+    """One kind of prediction, measured. Making it raises `OutputRefused` for what is no result of these images."""
+
+    @property
+    def subject(self) -> Subject:
+        """What it is of."""
+        ...
+
+    @property
+    def measurements(self) -> Sequence[Measured]:
+        """The findings and their numbers."""
+        ...
+
+    def objects(self) -> dict[str, Dataset]:
+        """The result objects beside the report, by kind."""
+        ...
+
+    def groups(self, objects: dict[str, Dataset]) -> list[Group]:
+        """The report's measurement groups, at least one; they refer to `objects`."""
+        ...
+
+    def panels(self) -> list[Panel]:
+        """What the preview shows."""
+        ...
+
+    def lines(self) -> list[Line]:
+        """What the preview lists."""
+        ...
+
+
+def measure(subject: Subject) -> Findings:
+    """The findings of the subject's prediction."""
+    match subject.prediction:
+        case Labelmap():
+            return SegmentFindings(subject)
+        case Boxes() as boxes:
+            return BoxFindings(subject, boxes)
+        case Landmarks() as landmarks:
+            return LandmarkFindings(subject, landmarks)
+        case scores:
+            return ScoreFindings(subject, scores)

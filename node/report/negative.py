@@ -1,0 +1,67 @@
+"""The report of a run that gave no result, so that silence is never read as normal."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from highdicom import sr
+from pydicom.sr.codedict import codes
+
+from node.report.results import Result, quietly
+from node.report.sr import Group, describe, identify_algorithm, make_sr, report_presence
+from node.report.subject import Origin
+
+
+class NoResult(StrEnum):
+    """Why there is none."""
+
+    NOT_APPLICABLE = "not applicable"  # the study holds no input that the model may be run on
+    FAILED = "failed"  # the model was run and gave nothing
+
+
+_STATUS = {  # CID 6042 Status of Results
+    NoResult.NOT_APPLICABLE: codes.DCM.NotAttempted,
+    NoResult.FAILED: codes.DCM.Failed,
+}
+
+
+def make_negative(origin: Origin, state: NoResult, sentence: str) -> Result:
+    """An SR that says that the model gave no result on these images, and why.
+
+    `origin.sources` are headers of what was looked at, at least one, of any SOP class; `sentence` must hold nothing
+    that identifies the patient beyond what the images do. The status of the analysis comes first ((111065, DCM,
+    "Summary of Analyses") of CID 6042, as CAD reports say it), with the sentence as a comment; then every finding that
+    the model looks for is said to be undetermined (CID 240).
+    """
+    with quietly():
+        groups = [_status(origin, state, sentence), *_undetermined(origin)]
+        document = make_sr(origin, groups, name="no result", description=f"AI {state}: {origin.model_name}"[:64])
+    return Result("sr", document)
+
+
+def _status(origin: Origin, state: NoResult, sentence: str) -> Group:
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=origin.uid("track", "status"), identifier=f"{origin.model_name} {state}"
+        ),
+        algorithm_id=identify_algorithm(origin),
+        qualitative_evaluations=[
+            sr.QualitativeEvaluation(name=codes.DCM.SummaryOfAnalyses, value=_STATUS[state]),
+        ],
+    )
+    group[0].ContentSequence.append(
+        sr.TextContentItem(
+            name=codes.DCM.Comment,
+            value=f"{state}: {sentence}",
+            relationship_type=sr.RelationshipTypeValues.CONTAINS,
+        )
+    )
+    return group
+
+
+def _undetermined(origin: Origin) -> list[Group]:
+    findings = {**origin.manifest.segments, **origin.manifest.classes}
+    return [
+        report_presence(describe(origin, finding, "undetermined", str(label)), codes.SCT.Undetermined)
+        for label, finding in sorted(findings.items())
+    ]
