@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from node import __version__
-from node.dicom.assembly import InputPlan, VolumePlan
+from node.dicom.assembly import InputPlan
 from node.dicom.pixels import read_input
 from node.dicom.volume import Image, Volume
-from node.errors import InputRefused
 from node.infer.model import Model
 from node.infer.package import Package
+from node.infer.regular import inputs_as_seen, prediction_as_sent
 from node.infer.results import Prediction
 from node.report.findings import Findings, Measured, measure
 from node.report.results import Result, make_results
@@ -78,9 +78,11 @@ def analyse(
             progress(stage)
 
     begin("read")
-    sources = {name: _read(plan) for name, plan in plans.items()}
+    sources = {name: read_input(plan) for name, plan in plans.items()}
     begin("infer", "read")
-    prediction = model.predict(sources)
+    seen = inputs_as_seen(sources, package.manifest)
+    prediction = model.predict(seen)
+    prediction = prediction_as_sent(prediction, seen[prediction.input], sources[prediction.input])
     begin("measure", "infer")
     findings = measure(
         Subject(
@@ -100,10 +102,3 @@ def analyse(
     results = make_results(findings)
     begin("", "report")
     return Analysis(findings, results, seconds)
-
-
-def _read(plan: InputPlan) -> Volume | Image:
-    """One input's voxels, when they are such that models take them as they are."""
-    if isinstance(plan, VolumePlan) and plan.positions_lps is not None:
-        raise InputRefused(f"the slices of series {plan.series_uid} are sheared (gantry tilt) or of varying spacing")
-    return read_input(plan)

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from node.commands.output import print_json, print_table
 from node.commands.run import find_model, instances_of, plan_study, read_studies
+from node.dicom.assembly import shape_of
 from node.errors import InputRefused
 from node.infer.package import Package
 from node.queue import job_key
 
 if TYPE_CHECKING:
     from node.analyse import Analysis
-    from node.dicom.assembly import VolumePlan
+    from node.dicom.assembly import InputPlan
     from node.infer.model import Model
 
 _INSIDE = ("preprocess", "network", "postprocess")  # parts of `infer`, as the model itself times them
@@ -69,7 +70,7 @@ def bench(options: Namespace) -> int:
         "version": package.version,
         "device": device,
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "inputs": {name: list(plan.grid.shape) for name, plan in plans.items()},
+        "inputs": {name: list(shape_of(plan)) for name, plan in plans.items()},
         "load": load,
     }
     if options.json:
@@ -79,9 +80,7 @@ def bench(options: Namespace) -> int:
     return 0
 
 
-def measure(
-    package: Package, model: Model, plans: Mapping[str, VolumePlan], memory: ResidentMemory, device: str
-) -> Run:
+def measure(package: Package, model: Model, plans: Mapping[str, InputPlan], memory: ResidentMemory, device: str) -> Run:
     """One run, timed."""
     from node.analyse import analyse
 

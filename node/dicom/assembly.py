@@ -62,6 +62,11 @@ class ImagePlan:
 InputPlan = VolumePlan | ImagePlan
 
 
+def shape_of(plan: InputPlan) -> tuple[int, int, int]:
+    """Slices or frames, rows and columns."""
+    return plan.grid.shape if isinstance(plan, VolumePlan) else plan.shape
+
+
 @dataclass(frozen=True)
 class Refusal:
     """Instances that make no volume and no image, and why."""

@@ -9,7 +9,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from node.dicom.assembly import Assembly, ImagePlan, InputPlan, VolumePlan
+from node.dicom.assembly import Assembly, ImagePlan, InputPlan, VolumePlan, shape_of
 from node.errors import InputRefused
 from node.infer.manifest import Input, Limits, Rank
 
@@ -86,7 +86,7 @@ def _unfit(plan: InputPlan, wanted: Input) -> str:
 
 def _outside(plan: InputPlan, limits: Limits) -> str:
     """Which limit of size the voxels break; an image has no size in the patient, and one frame at least."""
-    slices = plan.grid.shape[0] if isinstance(plan, VolumePlan) else plan.shape[0]
+    slices = shape_of(plan)[0]
     what = "slices" if isinstance(plan, VolumePlan) else "frames"
     if slices < limits.slices_min:
         return f"it has {slices} {what}, the model needs {limits.slices_min}"

@@ -1,0 +1,72 @@
+"""What a model sees of its inputs, regular and on one grid where it wants that, and its prediction where it belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from node.dicom.regrid import carry_back, make_regular, register_onto, resample_onto
+from node.dicom.volume import Image, Volume
+from node.errors import InputRefused
+from node.infer.manifest import Manifest
+from node.infer.results import Labelmap, Landmark, Landmarks, Prediction
+
+
+def inputs_as_seen(sources: Mapping[str, Volume | Image], manifest: Manifest) -> dict[str, Volume | Image]:
+    """Every volume regular; those that the manifest wants `onto_first` on the grid of the first input.
+
+    Raises `InputRefused` where an input lies in another frame of reference than the first and may not be registered, or
+    where the registration failed.
+    """
+    seen = {name: make_regular(source) if isinstance(source, Volume) else source for name, source in sources.items()}
+    first = seen[next(iter(manifest.inputs))]
+    for name, wanted in manifest.inputs.items():
+        source = seen[name]
+        if not wanted.onto_first or source is first:
+            continue
+        if not isinstance(source, Volume) or not isinstance(first, Volume):
+            raise InputRefused(f"input {name!r} is to be brought onto the first one's grid, and one of them is planar")
+        here = first.grid.frame_of_reference_uid
+        if wanted.registered and (not here or here != source.grid.frame_of_reference_uid):
+            seen[name] = register_onto(source, first)
+        else:
+            seen[name] = resample_onto(source, first.grid)
+    return seen
+
+
+def prediction_as_sent(prediction: Prediction, seen: Volume | Image, source: Volume | Image) -> Prediction:
+    """A prediction about `seen` in the slices of `source`, exactly: labels by the nearest voxel, points by their place.
+
+    Boxes stand in patient space and scores nowhere: they stay as they are.
+    """
+    if seen is source or not isinstance(seen, Volume) or not isinstance(source, Volume):
+        return prediction
+    remark = (
+        "The slices as sent make no regular grid (gantry tilt or changing spacing): the model saw them resampled to "
+        f"{seen.grid.shape[0]} slices of {seen.grid.spacing_mm[0]:.2f} mm."
+    )
+    prediction = replace(prediction, remarks=(*prediction.remarks, remark))
+    match prediction:
+        case Labelmap():
+            return replace(prediction, array=carry_back(prediction.array, seen.grid, source), grid=source.grid)
+        case Landmarks():
+            return replace(prediction, points=tuple(_carry(point, seen, source) for point in prediction.points))
+        case _:
+            return prediction
+
+
+def _carry(point: Landmark, seen: Volume, source: Volume) -> Landmark:
+    """The point on the slice of `source` that its place is nearest to."""
+    place = seen.grid.to_lps(np.array([[point.column, point.row, point.frame]]))[0]
+    across, down = source.grid.affine_lps[:3, 0], source.grid.affine_lps[:3, 1]
+    normal = np.cross(across, down)
+    positions = source.positions_lps
+    if positions is None:
+        positions = source.grid.to_lps(np.array([(0, 0, index) for index in range(len(source.slices))]))
+    frame = int(np.abs((positions - place) @ normal).argmin())
+    offset = place - positions[frame]
+    return replace(
+        point, frame=frame, row=float(offset @ down / (down @ down)), column=float(offset @ across / (across @ across))
+    )
