@@ -28,6 +28,7 @@ from typing import Any
 from node.infer import kernel, sandbox
 
 _BURIAL_S = 10.0  # that killed processes may take to end
+_CUDA_CONTEXT_BYTES = 500_000_000  # that a process holds on the GPU beside torch's tensors
 
 
 def main() -> int:
@@ -171,9 +172,9 @@ def _predict(model: Any, inputs: Mapping[str, Any], descriptors: list[int]) -> d
         }
     )
     reply = describe_prediction(prediction)
-    if isinstance(prediction, Labelmap):
-        if prediction.array.nbytes <= os.fstat(descriptors[-1]).st_size:  # a larger one is refused for its shape
-            write_array(descriptors[-1], prediction.array)
+    # A larger one is refused for its shape.
+    if isinstance(prediction, Labelmap) and prediction.array.nbytes <= os.fstat(descriptors[-1]).st_size:
+        write_array(descriptors[-1], prediction.array)
     seconds = getattr(model, "seconds", {})
     return reply | {"seconds": dict(seconds)}
 
@@ -191,13 +192,14 @@ def _explain(error: BaseException, doing: str, name: str) -> dict[str, str]:
     return {"error": "ModelError", "says": f"model {name} could not {doing}: {type(error).__name__}: {first_line}"}
 
 
-def _memory() -> dict[str, int]:
-    """What this process holds on the GPU, bytes; memory that torch only keeps for later is given back first."""
+def _memory() -> dict[str, float]:
+    """The share of the GPU that this process holds; memory that torch only keeps for later is given back first."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
-        return {"cuda_bytes": 0}
+        return {"cuda_share": 0.0}
     torch.cuda.empty_cache()
-    return {"cuda_bytes": torch.cuda.memory_reserved()}
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return {"cuda_share": min(1.0, (torch.cuda.memory_reserved() + _CUDA_CONTEXT_BYTES) / total)}
 
 
 if __name__ == "__main__":

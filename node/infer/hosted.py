@@ -64,6 +64,8 @@ class HostedModel:
 
     def load(self) -> None:
         """Wait until it is loaded; `ModelError` says why it cannot be."""
+        if self._host is not None and self._host.loaded and self._host.has_ended():
+            self._drop()  # between two runs, by whomever: nobody's attempt is lost
         host = self._host or self._start()
         if host.loaded:
             return
@@ -77,7 +79,7 @@ class HostedModel:
             message = host.answer(deadline, f"it took longer than {LOAD_S:.0f} s to load")
             _raise_if_error(message)
             host.loaded = True
-            host.cuda_bytes = _whole(message.get("cuda_bytes"))
+            host.note_memory(message)
         except BaseException:
             self._drop()
             raise
@@ -89,13 +91,15 @@ class HostedModel:
         if host is None:  # stopped by another thread in this moment
             raise ModelError(self._sentence("it was stopped"))
         limit_s = self._package.manifest.timeout_s
-        voxels = max(source.array.shape[0] * source.array.shape[1] * source.array.shape[2] for source in inputs.values())
+        voxels = max(
+            source.array.shape[0] * source.array.shape[1] * source.array.shape[2] for source in inputs.values()
+        )
         labelmap = make_memory_file(voxels * 2)
         try:
             host.ask(inputs, labelmap)
             late = f"it ran longer than {limit_s:.0f} s (timeout_s in dicom.yaml)"
             message = host.answer(time.monotonic() + limit_s, late)
-            host.cuda_bytes = _whole(message.get("cuda_bytes"))
+            host.note_memory(message)
             _raise_if_error(message)
             self.seconds = restore_seconds(message)
             return restore_prediction(message, self._package.manifest, inputs, labelmap)
@@ -117,9 +121,14 @@ class HostedModel:
         self._drop()
 
     @property
-    def memory(self) -> tuple[int, int]:
-        """What its process holds of the machine's memory and of the GPU's, bytes; zeros when there is none."""
-        return (self._host.resident_bytes(), self._host.cuda_bytes) if self._host is not None else (0, 0)
+    def resident_bytes(self) -> int:
+        """What its process holds of the machine's memory; 0 when there is none."""
+        return self._host.resident_bytes() if self._host is not None else 0
+
+    @property
+    def cuda_share(self) -> float:
+        """The share (0 to 1) of the GPU's memory that its process said that it holds."""
+        return self._host.cuda_share if self._host is not None else 0.0
 
     @property
     def pid(self) -> int | None:
@@ -156,7 +165,7 @@ class _Host:
         self.started_at = time.monotonic()
         self.pid: int | None = None
         self.loaded = False
-        self.cuda_bytes = 0
+        self.cuda_share = 0.0
         self._memory_bytes = memory_bytes
         self._asked = 0
         self._stopped = ""
@@ -257,6 +266,19 @@ class _Host:
                     raise self._ended()
             self._check_memory()
 
+    def note_memory(self, message: Mapping[str, Any]) -> None:
+        """Keep what the process says of the GPU's memory."""
+        share = message.get("cuda_share")
+        self.cuda_share = float(share) if isinstance(share, int | float) and 0 <= share <= 1 else 0.0
+
+    def has_ended(self) -> bool:
+        """Whether the process is no more, or about to end."""
+        poll = select.poll()
+        poll.register(self._lifeline, select.POLLIN)
+        while self._status is None and poll.poll(0):
+            self._listen()
+        return bool(self._stopped) or self._status is not None
+
     def stop(self, sentence: str) -> None:
         """End the process and everything that it started; whoever waits for it is told `sentence`."""
         self._stopped = sentence
@@ -290,7 +312,7 @@ class _Host:
             with contextlib.suppress(OSError):
                 self._listen()
         try:
-            with open(f"/proc/{self.pid}/statm", encoding="ascii") as statm:
+            with open(f"/proc/{self.pid}/statm", encoding="utf-8") as statm:
                 return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         except (OSError, IndexError, ValueError):
             return 0
@@ -355,7 +377,3 @@ def _raise_if_error(message: Mapping[str, Any]) -> None:
     if "error" in message:
         says = message.get("says")
         raise kinds.get(str(message["error"]), ModelError)(clean_text(says if isinstance(says, str) else "it failed"))
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) and 0 <= value < 1 << 50 else 0

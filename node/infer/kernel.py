@@ -137,7 +137,7 @@ def drop_capabilities() -> None:
 
 def effective_capabilities() -> int:
     """The capabilities of this process as a bit mask."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
         return next((int(line.split()[1], 16) for line in status if line.startswith("CapEff:")), 0)
 
 
@@ -150,7 +150,7 @@ def unshare(flags: int) -> None:
     _syscall("unshare", ctypes.c_ulong(flags))
     if flags & CLONE_NEWUSER:
         for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            with open(f"/proc/self/{name}", "w", encoding="utf-8") as file:
                 file.write(text)
 
 

@@ -88,7 +88,7 @@ def enter(limits: Limits, namespaces: Mapping[str, str]) -> tuple[Protection, ..
 
     `namespaces` is what `leave_namespaces` returned. Needs a process of one thread.
     """
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="utf-8") as score:
         score.write(str(_OOM_SCORE))
     _set_limits(limits)
     private = not namespaces["mnt"] and _make_mounts_private()
@@ -179,8 +179,8 @@ def _set_limits(limits: Limits) -> None:
         wanted[resource.RLIMIT_DATA] = limits.memory_bytes
     for kind, value in wanted.items():
         hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (most, most))
 
 
 def _readable(limits: Limits) -> Iterator[str]:

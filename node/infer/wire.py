@@ -137,7 +137,7 @@ def keep_in_memory_file(array: NDArray[Any]) -> int:
 
 def write_array(descriptor: int, array: NDArray[Any]) -> None:
     """The array's bytes at the beginning of the file."""
-    view = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     written = 0
     while written < len(view):
         written += os.pwrite(descriptor, view[written : written + _PIECE], written)
@@ -146,7 +146,7 @@ def write_array(descriptor: int, array: NDArray[Any]) -> None:
 def read_array(descriptor: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     """A copy of the file's array: what is checked afterwards is what the model's process cannot change any more."""
     array = np.empty(shape, dtype)
-    view = memoryview(array.reshape(-1).view(np.uint8))
+    view = array.reshape(-1).view(np.uint8).data
     read = 0
     while read < len(view):
         got = os.preadv(descriptor, [view[read : read + _PIECE]], read)
