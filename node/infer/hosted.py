@@ -70,11 +70,10 @@ class HostedModel:
         if host.loaded:
             return
         try:
-            if not self.protections:
-                self.protections = host.protections()
-                for protection in self.protections:
-                    if not protection.holds:
-                        _log.warning("model %s runs without a protection: %s", self._package.name, protection)
+            told, self.protections = self.protections, host.protections()
+            for protection in self.protections:
+                if not protection.holds and protection not in told:
+                    _log.warning("model %s runs without a protection: %s", self._package.name, protection)
             deadline = host.started_at + LOAD_S
             message = host.answer(deadline, f"it took longer than {LOAD_S:.0f} s to load")
             _raise_if_error(message)
