@@ -25,7 +25,7 @@ from node.work import WarmModels
 from tests.infer.test_bundle import configuration
 from tests.running_node import wait_until
 
-NETWORK = '''
+NETWORK = """
 import ctypes, errno, json, os, signal, socket, subprocess, sys, time
 from pathlib import Path
 
@@ -137,7 +137,7 @@ class Attack(torch.nn.Module):
             raise ValueError("the network does not like this image")
         value = ACTIONS[action]() if action else REFUSED
         return label.masked_fill(pixels > 500, value or REFUSED)
-'''
+"""
 MANIFEST = """\
 title: Attack
 intended_use: Tests.
@@ -281,9 +281,7 @@ def test_what_it_may_not_do_is_refused(arena: Arena, model: HostedModel, action:
         pytest.param(104, "does not like this image", id="an exception of its own"),
     ],
 )
-def test_an_end_costs_one_run_and_the_next_has_a_fresh_process(
-    model: HostedModel, action: int, sentence: str
-) -> None:
+def test_an_end_costs_one_run_and_the_next_has_a_fresh_process(model: HostedModel, action: int, sentence: str) -> None:
     model.load()
     before = model.pid
     with pytest.raises(ModelError, match=sentence):

@@ -304,8 +304,6 @@ def test_a_linked_file_of_the_package_can_be_read(place: Place, tmp_path: Path) 
     assert result["linked"] == "weights elsewhere"
 
 
-
-
 @pytest.mark.parametrize("lacking", [("root",), ("root", *UNIT), ("root", "landlock")])
 def test_a_user_who_is_not_root_is_confined_as_well(place: Place, lacking: tuple[str, ...]) -> None:
     """Namespaces come by way of a user namespace then."""
