@@ -9,12 +9,16 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from node.dicom.volume import Grid, SliceRef, Volume
@@ -238,8 +242,6 @@ def test_a_model_runs_with_every_protection_and_its_label_map_lies_where_it_belo
 
 
 def test_it_can_write_to_its_scratch_folder_which_is_deleted(arena: Arena) -> None:
-    import tempfile
-
     def left() -> set[Path]:
         return set(Path(tempfile.gettempdir()).glob("radnode-model-*"))
 
@@ -298,7 +300,7 @@ def test_its_last_words_are_told_without_control_characters(model: HostedModel) 
 
 def test_memory_ends_the_run_and_not_the_worker(arena: Arena) -> None:
     hosted = HostedModel(arena.package("hog"), "cpu", memory_bytes=2_000_000_000)
-    with pytest.raises(ModelError, match="out of memory|more than workers.memory"):
+    with pytest.raises(ModelError, match=r"out of memory|more than workers\.memory"):
         hosted.predict({"image": volume(9)})
     assert label_of(hosted, 0) == REFUSED
     hosted.close()
@@ -330,16 +332,14 @@ def test_a_daemon_dies_with_its_model(arena: Arena) -> None:
 
 
 def test_all_of_it_dies_with_a_killed_worker(arena: Arena, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     package = arena.package("orphan")
     script = (
         "import sys, time; from pathlib import Path; from node.infer.package import load_package\n"
-        "from node.infer.hosted import HostedModel; from tests.infer.test_hosted import volume\n"
-        "model = HostedModel(load_package(Path(sys.argv[1])), 'cpu'); model.predict({'image': volume(11)})\n"
+        "from node.infer.hosted import HostedModel\n"
+        "model = HostedModel(load_package(Path(sys.argv[1])), 'cpu'); model.load()\n"
         "print('ready', flush=True); time.sleep(600)\n"
     )
+    (package.folder / "scripts" / "net.py").write_text(NETWORK + "\n\ndaemon()\n")  # started while it loads
     worker = subprocess.Popen([sys.executable, "-c", script, package.folder], stdout=subprocess.PIPE, text=True)
     assert worker.stdout is not None
     assert worker.stdout.readline() == "ready\n"
@@ -389,7 +389,7 @@ def test_another_thread_stops_a_run(model: HostedModel) -> None:
     model.load()
     timer = threading.Timer(1.0, model.stop, ["the job was cancelled"])
     timer.start()
-    with pytest.raises(ModelError, match="^model attack: the job was cancelled$"):
+    with pytest.raises(ModelError, match=r"^model attack: the job was cancelled$"):
         model.predict({"image": volume(10)})
     timer.join()
     assert label_of(model, 0) == REFUSED
@@ -399,7 +399,7 @@ def test_a_package_that_cannot_be_loaded_says_why(arena: Arena) -> None:
     package = arena.package("broken")
     (package.folder / "scripts" / "net.py").write_text("import nothing_of_this_name\n")
     hosted = HostedModel(package, "cpu")
-    with pytest.raises(ModelError, match="model broken could not be loaded: .*nothing_of_this_name"):
+    with pytest.raises(ModelError, match=r"model broken could not be loaded: .*nothing_of_this_name"):
         hosted.load()
     hosted.close()
 
@@ -438,8 +438,6 @@ def test_protections_can_be_told_without_a_model() -> None:
 
 
 def descendants(pid: int) -> set[int]:
-    import psutil
-
     return {child.pid for child in psutil.Process(pid).children(recursive=True)}
 
 
