@@ -82,7 +82,7 @@ class WarmModels:
         """`memory_bytes` is the most that one model may take, `warm_bytes` what all may hold between two jobs."""
         self.device = device
         self._memory_bytes = memory_bytes
-        self._warm_bytes = warm_bytes
+        self.warm_bytes = warm_bytes
         self._models: dict[str, HostedModel] = {}  # by digest, the one that was used last at the end
 
     def get(self, package: Package) -> HostedModel:
@@ -100,7 +100,7 @@ class WarmModels:
         """
         held = {digest: (model.resident_bytes, model.cuda_share) for digest, model in self._models.items()}
         for digest in list(self._models)[:-1]:
-            fits = sum(bytes_ for bytes_, _ in held.values()) <= self._warm_bytes
+            fits = sum(bytes_ for bytes_, _ in held.values()) <= self.warm_bytes
             if fits and sum(share for _, share in held.values()) <= 0.5:
                 return
             del held[digest]

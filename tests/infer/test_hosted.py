@@ -408,28 +408,20 @@ def test_warm_models_stay_within_their_memory(arena: Arena) -> None:
     first, second = arena.package("warm1"), arena.package("warm2")
     (second.folder / "plan.json").write_text("{}")
     second = load_package(second.folder)
-    models = WarmModels("cpu", memory_bytes=None, warm_bytes=1)
-    one = models.get(first)
-    one.load()
-    models.make_room()
-    assert models.get(first) is one
-    assert one.pid is not None, "the last one stays, however large it is"
-    two = models.get(second)
-    two.load()
-    models.make_room()
-    assert one.pid is None
-    assert two.pid is not None
-    models.close()
-    assert two.pid is None
-    roomy = WarmModels("cpu", memory_bytes=None, warm_bytes=100_000_000_000)
-    one, two = roomy.get(first), roomy.get(second)
+    models = WarmModels("cpu", memory_bytes=None, warm_bytes=100_000_000_000)
+    one, two = models.get(first), models.get(second)
     one.load()
     two.load()
     assert one.resident_bytes > 100_000_000, "torch is loaded"
-    roomy.make_room()
+    models.make_room()
     assert None not in (one.pid, two.pid)
-    assert roomy.get(first) is one
-    roomy.close()
+    assert models.get(first) is one
+    models.warm_bytes = 1
+    models.make_room()
+    assert one.pid is not None, "the last one stays, however large it is"
+    assert two.pid is None
+    models.close()
+    assert one.pid is None
 
 
 def test_protections_can_be_told_without_a_model() -> None:
