@@ -142,6 +142,9 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--model", required=True, metavar="NAME", help="name of a package, or its folder")
     command.add_argument("--out", required=True, type=Path, metavar="DIR")
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
+    command.add_argument(
+        "--in-process", action="store_true", help="without the process of its own that protects from the model"
+    )
     _config(command)
     _json(command)
 

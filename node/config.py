@@ -298,6 +298,9 @@ class Workers(Section):
     engine: Annotated[Literal["local"], BeforeValidator(_check_engine)] = "local"
     count: WholeNumber = Field(default=1, ge=1, le=64)
     device: Annotated[str, AfterValidator(_check_device)] = "auto"
+    # What the models of one worker may hold together, and one alone at its most; None: what is warm holds half of the
+    # machine's memory at most, shared by the workers, and a running model what it wants.
+    memory_bytes: Annotated[int, BeforeValidator(_parse_size_bytes)] | None = Field(default=None, alias="memory")
 
 
 class Keep(Section):

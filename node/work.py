@@ -1,8 +1,8 @@
 """The life of a worker process: lease a job, run its model, make the results durable, give the lease back.
 
-A heartbeat thread renews the lease. When the lease is lost, the job was cancelled or its time is up, the process ends
-at once (nothing else stops a model that hangs in native code); the supervisor starts a fresh one and the queue says
-what happens to the job.
+The model runs in a process of its own (`node.infer.hosted`). A heartbeat thread renews the lease. When the lease is
+lost, the job was cancelled or its time is up, that process is killed and the worker goes on. A worker that does not
+hear of it in `STUCK_S` ends itself; the supervisor starts a fresh one and the queue says what happens to the job.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from node.dicom.header import read_header
 from node.dicom.selection import select_input
 from node.errors import ArchiveError, InputRefused, ModelError, OutputRefused, RadnodeError
 from node.infer.device import choose_device
-from node.infer.model import Model, load_model
+from node.infer.hosted import HostedModel, probe_protections
 from node.infer.package import Package
 from node.infer.shelf import PackageShelf
 from node.queue import (
@@ -45,6 +45,7 @@ _log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 DRAIN_S = 120.0  # a job that runs when the node stops may take so long; then it is given back
+STUCK_S = 30.0  # that a job may take to end after its model was killed
 EXIT_LOST = 70
 
 
@@ -52,7 +53,12 @@ def work_until(stop: threading.Event, archive: Archive, config: Config, *, ready
     """Run jobs until `stop` is set; the job that is running then is finished, or given back after `DRAIN_S`."""
     worker = WorkerId.mine()
     shelf = PackageShelf(config.models.paths, config.models.trusted)
-    models = WarmModels(choose_device(config.workers.device))
+    models = WarmModels(
+        choose_device(config.workers.device),
+        memory_bytes=config.workers.memory_bytes,
+        warm_bytes=config.workers.memory_bytes or _physical_memory() // (2 * config.workers.count),
+    )
+    _tell_protections(models.device)
     ready()
     while not stop.is_set():
         try:
@@ -60,28 +66,55 @@ def work_until(stop: threading.Event, archive: Archive, config: Config, *, ready
             if job is None:
                 stop.wait(POLL_S)
                 continue
-            with _Heartbeat(archive, job, worker, stop, _timeout_s(shelf, job)):
+            with _Heartbeat(archive, job, worker, stop, _timeout_s(shelf, job), models):
                 _run(archive, job, worker, shelf, models)
+            models.make_room()
         except SQLAlchemyError as error:
             _log.error("work: database: %s", type(error).__name__)
             stop.wait(2.0)
+    models.close()
 
 
 class WarmModels:
-    """Loaded models by digest; the one that was used last stays loaded."""
+    """Loaded models, each in a process of its own, as many as there is room for; the most recently used ones stay."""
 
-    def __init__(self, device: str):
+    def __init__(self, device: str, *, memory_bytes: int | None, warm_bytes: int):
+        """`memory_bytes` is the most that one model may take, `warm_bytes` what all may hold between two jobs."""
         self.device = device
-        self._digest = ""
-        self._model: Model | None = None
+        self._memory_bytes = memory_bytes
+        self.warm_bytes = warm_bytes
+        self._models: dict[str, HostedModel] = {}  # by digest, the one that was used last at the end
 
-    def get(self, package: Package) -> Model:
-        """The package's model, loaded."""
-        if self._model is None or self._digest != package.digest:
-            if self._model is not None:
-                self._model.close()
-            self._model, self._digest = load_model(package, self.device), package.digest
-        return self._model
+    def get(self, package: Package) -> HostedModel:
+        """The package's model: loaded, or a process that has begun to load it."""
+        model = self._models.pop(package.digest, None)
+        if model is None:
+            model = HostedModel(package, self.device, memory_bytes=self._memory_bytes)
+        self._models[package.digest] = model
+        return model
+
+    def make_room(self) -> None:
+        """End what was not used for longest until the others fit; the last one stays, however large it is.
+
+        Of a GPU they hold half at most: a model that runs needs more than one that waits.
+        """
+        held = {digest: (model.resident_bytes, model.cuda_share) for digest, model in self._models.items()}
+        for digest in list(self._models)[:-1]:
+            fits = sum(bytes_ for bytes_, _ in held.values()) <= self.warm_bytes
+            if fits and sum(share for _, share in held.values()) <= 0.5:
+                return
+            del held[digest]
+            self._models.pop(digest).close()
+
+    def stop_last(self, why: str) -> None:
+        """Kill the process of the model that was asked for last, from any thread; its run fails with this sentence."""
+        for model in list(self._models.values())[-1:]:
+            model.stop(why)
+
+    def close(self) -> None:
+        """End all of them."""
+        while self._models:
+            self._models.popitem()[1].close()
 
 
 def plan_inputs(package: Package, wanted: dict[str, list[str]], paths: dict[str, Path]) -> dict[str, InputPlan]:
@@ -112,9 +145,10 @@ def _run(archive: Archive, job: Job, worker: WorkerId, shelf: PackageShelf, mode
                 f"{package.version}): `radnode reprocess` makes a job for the new one"
             )
         wanted = sorted({uid for uids in job.inputs.values() for uid in uids})
+        model = models.get(package)  # loads while the headers and voxels are read
         plans = plan_inputs(package, job.inputs, archive.instance_paths(wanted))
         created = datetime.fromtimestamp(job.created_at, UTC)
-        analysis = analyse(package, models.get(package), plans, key=job.key, created=created)
+        analysis = analyse(package, model, plans, key=job.key, created=created)
         results = [_keep_result(archive, job, result) for result in analysis.results]
         rows = [row for measurement in analysis.measurements for row in measurement.rows()]
         if finish_job(database, job, worker, results, rows, _tell(analysis)):
@@ -160,10 +194,32 @@ def _timeout_s(shelf: PackageShelf, job: Job) -> float:
     return package.manifest.timeout_s if isinstance(package, Package) else 60.0
 
 
-class _Heartbeat:
-    """Renews a job's lease while the job runs, and ends the process when that is no longer this worker's business."""
+def _physical_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
-    def __init__(self, archive: Archive, job: Job, worker: WorkerId, stop: threading.Event, timeout_s: float):
+
+def _tell_protections(device: str) -> None:
+    """Log what holds for the models of this worker."""
+    try:
+        for protection in probe_protections(device):
+            _log.log(logging.INFO if protection.holds else logging.WARNING, "models run with %s", protection)
+    except ModelError as error:
+        _log.error("work: %s", error)
+
+
+class _Heartbeat:
+    """Renews a job's lease while the job runs, and kills its model when that is no longer this worker's business."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        job: Job,
+        worker: WorkerId,
+        stop: threading.Event,
+        timeout_s: float,
+        models: WarmModels,
+    ):
+        self._models = models
         self._archive, self._job, self._worker, self._stop = archive, job, worker, stop
         self._deadline = time.monotonic() + timeout_s
         self._timeout_s = timeout_s
@@ -182,13 +238,17 @@ class _Heartbeat:
         renew_at = time.monotonic() + LEASE_S / 3
         give_back_at: float | None = None
         lost_at = time.monotonic() + LEASE_S
+        stuck_at: float | None = None  # the model was killed, the job should be over
         while not self._done.wait(0.5):
             now = time.monotonic()
+            if stuck_at is not None:
+                if now >= stuck_at:
+                    fail_attempt(database, job, worker, "it did not end when its model was killed")
+                    self._leave(f"job {job.id}: stuck")
+                continue
             if now >= self._deadline:
-                fail_attempt(
-                    database, job, worker, f"it ran longer than {self._timeout_s:.0f} s (timeout_s in dicom.yaml)"
-                )
-                self._leave(f"job {job.id}: out of time")
+                self._models.stop_last(f"it ran longer than {self._timeout_s:.0f} s (timeout_s in dicom.yaml)")
+                stuck_at = now + STUCK_S
             if self._stop.is_set():
                 give_back_at = give_back_at or now + DRAIN_S
                 if now >= give_back_at:
@@ -197,7 +257,8 @@ class _Heartbeat:
             if now >= renew_at:
                 try:
                     if not renew_lease(database, job, worker):
-                        self._leave(f"job {job.id}: cancelled, or the lease was lost")
+                        self._models.stop_last("the job was cancelled, or its lease was lost")
+                        stuck_at = now + STUCK_S
                     renew_at, lost_at = now + LEASE_S / 3, now + LEASE_S
                 except SQLAlchemyError as error:
                     _log.error("job %d: lease not renewed: %s", job.id, type(error).__name__)

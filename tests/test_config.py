@@ -291,6 +291,13 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(write: Write) ->
     ]
 
 
+def test_memory_of_models(write: Write) -> None:
+    assert load_config(write(changed("{engine: local, count: 1}", "{memory: 24GiB}"))).workers.memory_bytes == 24 << 30
+    assert load_config(write(changed("{engine: local, count: 1}", "{count: 2}"))).workers.memory_bytes is None
+    with pytest.raises(ConfigError, match=r"workers\.memory: found 24; expected a size above zero"):
+        load_config(write(changed("{engine: local, count: 1}", "{memory: 24}")))
+
+
 @pytest.mark.parametrize("section", ["node", "peers", "receive", "models", "routes", "workers", "keep"])
 @pytest.mark.parametrize("content", ["", " 5", " [1]", " {a: {b: c}}", " [{send_to: 3}]", " text"])
 def test_section_of_any_shape_is_refused_where_it_stands(write: Write, section: str, content: str) -> None:

@@ -175,6 +175,16 @@ def test_the_unit_lives_under_systemd(machine: Machine) -> None:
         for line in ("Seccomp:\t2", "NoNewPrivs:\t1", "CapEff:\t0000000000000000"):
             assert line in status, f"{line} is not so for process {pid}:\n{status}"
 
+    # Models are confined further, by what the unit leaves to be used: no namespaces.
+    said = machine.journal()
+    for sentence in (
+        "models run with no network: yes (seccomp)",
+        "models run with read-only files, none but its own: yes (Landlock)",
+        "models run with no way to other processes: yes (Landlock and seccomp)",
+        "models run with no rights to gain: yes",
+    ):
+        assert sentence in said, said
+
     # Killed, the whole node starts again.
     machine.run("kill", "-9", str(supervisor))
     wait_until(lambda: machine.show("NRestarts") == "1" and machine.show("ActiveState") == "active", 90, "a restart")

@@ -36,7 +36,7 @@ def check(options: Namespace) -> int:
         findings.append(
             Finding("configuration", "good", f"{path}, {len(config.routes)} routes, {len(config.peers)} peers")
         )
-        for look in (_storage, _models, _routes, _peers, _ports, _tls, _web, _accelerator):
+        for look in (_storage, _models, _routes, _peers, _ports, _tls, _web, _accelerator, _protections):
             findings += look(config)
     if options.json:
         print_json([asdict(finding) for finding in findings])
@@ -172,3 +172,16 @@ def _accelerator(config: Config) -> Iterator[Finding]:
 
         properties = torch.cuda.get_device_properties(device)
         yield Finding("accelerator", "good", f"{device}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+
+
+def _protections(config: Config) -> Iterator[Finding]:
+    from node.infer.device import choose_device
+    from node.infer.hosted import probe_protections
+
+    try:
+        protections = probe_protections(choose_device(config.workers.device))
+    except RadnodeError as error:
+        yield Finding("protection", "wrong", str(error))
+        return
+    for protection in protections:
+        yield Finding("protection", "good" if protection.holds else "note", f"models run with {protection}")

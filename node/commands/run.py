@@ -6,7 +6,7 @@ import time
 from argparse import Namespace
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from node.queue import job_key
 
 if TYPE_CHECKING:
     from node.analyse import Analysis
+    from node.infer.model import Model
 
 
 def run(options: Namespace) -> int:
@@ -34,21 +35,38 @@ def run(options: Namespace) -> int:
         studies = read_studies(options.path)
         progress.begin("load the model")
         from node.analyse import analyse
-        from node.infer.device import choose_device
+
+        outcomes = []
+        with closing(_open_model(package, options)) as model:
+            for study_uid, headers in studies.items():
+                folder = options.out if len(studies) == 1 else options.out / study_uid
+                try:
+                    plans = plan_study(package, headers)
+                    instances = {name: instances_of(plan) for name, plan in plans.items()}
+                    key = job_key(package.name, package.digest, instances)
+                    analysis = analyse(
+                        package, model, plans, key=key, created=datetime.now(UTC), progress=progress.begin
+                    )
+                    outcomes.append((study_uid, write_outcome(analysis, folder)))
+                except RadnodeError as error:
+                    outcomes.append((study_uid, error))
+    return _tell(outcomes, package, as_json=options.json)
+
+
+def _open_model(package: Package, options: Namespace) -> Model:
+    """The model, in a process of its own as a worker runs it, or loaded into this one to look for a mistake in it."""
+    from node.infer.device import choose_device
+
+    device = choose_device(options.device)
+    if options.in_process:
         from node.infer.model import load_model
 
-        model = load_model(package, choose_device(options.device))
-        outcomes = []
-        for study_uid, headers in studies.items():
-            folder = options.out if len(studies) == 1 else options.out / study_uid
-            try:
-                plans = plan_study(package, headers)
-                key = job_key(package.name, package.digest, {name: instances_of(plan) for name, plan in plans.items()})
-                analysis = analyse(package, model, plans, key=key, created=datetime.now(UTC), progress=progress.begin)
-                outcomes.append((study_uid, write_outcome(analysis, folder)))
-            except RadnodeError as error:
-                outcomes.append((study_uid, error))
-    return _tell(outcomes, package, as_json=options.json)
+        return load_model(package, device)
+    from node.infer.hosted import HostedModel
+
+    model = HostedModel(package, device)
+    model.load()  # a package that cannot be loaded is told once, and not for each study
+    return model
 
 
 def find_model(name: str, options: Namespace) -> Package:

@@ -1,0 +1,378 @@
+"""A model in a process of its own: the worker's side of `node.infer.host`.
+
+The process starts when the model is asked for and loads while the worker reads the study. Whatever it does (ends,
+crashes, hangs, answers rubbish), the worker hears a named error with a sentence, and the next run gets a fresh process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from node.dicom.volume import Image, Volume
+from node.errors import InputRefused, ModelError, OutputRefused
+from node.infer.package import Package
+from node.infer.results import Prediction
+from node.infer.sandbox import Protection, clean_environment
+from node.infer.wire import (
+    Channel,
+    clean_text,
+    describe_input,
+    keep_in_memory_file,
+    make_memory_file,
+    restore_prediction,
+    restore_seconds,
+)
+
+_log = logging.getLogger(__name__)
+
+LOAD_S = 600.0  # that a model may take to load
+_SEND_S = 30.0  # that a request may wait for the model's process to read it
+_END_S = 20.0  # that the warden may take to end
+_LOOK_S = 0.5  # between two looks at the memory
+_TAIL = 4096  # bytes of what a model printed that are kept
+
+
+class HostedModel:
+    """One package's model, run by one thread at a time in a process that has no rights and no network."""
+
+    def __init__(self, package: Package, device: str, *, memory_bytes: int | None = None):
+        """Start to load it and return at once; what goes wrong is told by `load` or `predict`.
+
+        `memory_bytes` is the most that its process may take of the machine's memory.
+        """
+        self._package = package
+        self._device = device
+        self._memory_bytes = memory_bytes
+        self._host: _Host | None = None
+        self.protections: tuple[Protection, ...] = ()  # known when it is loaded
+        self.seconds: dict[str, float] = {}  # of the last run, by its parts, as the model told them
+        self._start()
+
+    def load(self) -> None:
+        """Wait until it is loaded; `ModelError` says why it cannot be."""
+        if self._host is not None and self._host.loaded and self._host.has_ended():
+            self._drop()  # between two runs, by whomever: nobody's attempt is lost
+        host = self._host or self._start()
+        if host.loaded:
+            return
+        try:
+            told, self.protections = self.protections, host.protections()
+            for protection in self.protections:
+                if not protection.holds and protection not in told:
+                    _log.warning("model %s runs without a protection: %s", self._package.name, protection)
+            deadline = host.started_at + LOAD_S
+            message = host.answer(deadline, f"it took longer than {LOAD_S:.0f} s to load")
+            _raise_if_error(message)
+            host.loaded = True
+            host.note_memory(message)
+        except BaseException:
+            self._drop()
+            raise
+
+    def predict(self, inputs: Mapping[str, Volume | Image]) -> Prediction:
+        """Run on `inputs`, as `node.infer.model.Model` says. After `ModelError` the next run has a fresh process."""
+        self.load()
+        host = self._host
+        if host is None:  # stopped by another thread in this moment
+            raise ModelError(self._sentence("it was stopped"))
+        limit_s = self._package.manifest.timeout_s
+        voxels = max(
+            source.array.shape[0] * source.array.shape[1] * source.array.shape[2] for source in inputs.values()
+        )
+        labelmap = make_memory_file(voxels * 2)
+        try:
+            host.ask(inputs, labelmap)
+            late = f"it ran longer than {limit_s:.0f} s (timeout_s in dicom.yaml)"
+            message = host.answer(time.monotonic() + limit_s, late)
+            host.note_memory(message)
+            _raise_if_error(message)
+            self.seconds = restore_seconds(message)
+            return restore_prediction(message, self._package.manifest, inputs, labelmap)
+        except (InputRefused, OutputRefused):  # an answer: the process is as good as before
+            raise
+        except BaseException:
+            self._drop()
+            raise
+        finally:
+            os.close(labelmap)
+
+    def stop(self, why: str) -> None:
+        """End its process at once, from any thread: a run that waits for it raises `ModelError` with this sentence."""
+        if (host := self._host) is not None:
+            host.stop(self._sentence(why))
+
+    def close(self) -> None:
+        """End its process."""
+        self._drop()
+
+    @property
+    def resident_bytes(self) -> int:
+        """What its process holds of the machine's memory; 0 when there is none."""
+        return self._host.resident_bytes() if self._host is not None else 0
+
+    @property
+    def cuda_share(self) -> float:
+        """The share (0 to 1) of the GPU's memory that its process said that it holds."""
+        return self._host.cuda_share if self._host is not None else 0.0
+
+    @property
+    def pid(self) -> int | None:
+        """The model's process, None when there is none."""
+        return self._host.pid if self._host is not None else None
+
+    def _start(self) -> _Host:
+        self._host = _Host(self._package, self._device, self._memory_bytes)
+        return self._host
+
+    def _drop(self) -> None:
+        if self._host is not None:
+            self._host.close()
+            self._host = None
+
+    def _sentence(self, why: str) -> str:
+        return f"model {self._package.name}: {why}"
+
+
+def probe_protections(device: str) -> tuple[Protection, ...]:
+    """What holds for models on this machine and for this user, tried by a process without a model."""
+    host = _Host(None, device, None)
+    try:
+        return host.protections()
+    finally:
+        host.close()
+
+
+class _Host:
+    """One process, from its start to its end."""
+
+    def __init__(self, package: Package | None, device: str, memory_bytes: int | None):
+        self.name = package.name if package else "none"
+        self.started_at = time.monotonic()
+        self.pid: int | None = None
+        self.loaded = False
+        self.cuda_share = 0.0
+        self._memory_bytes = memory_bytes
+        self._asked = 0
+        self._stopped = ""
+        self._status: int | None = None
+        self._told = b""  # by the warden
+        self._scratch = os.path.realpath(tempfile.mkdtemp(prefix="radnode-model-"))
+        ours, theirs = socket.socketpair()
+        self._lifeline, lifeline = socket.socketpair()
+        ours.settimeout(_SEND_S)
+        self._lifeline.settimeout(_SEND_S)
+        self._channel = Channel(ours)
+        setup = {
+            "package": package
+            and {
+                "name": package.name,
+                "folder": str(package.folder.resolve()),
+                "version": package.version,
+                "digest": package.digest,
+            },
+            "device": device,
+            "scratch": self._scratch,
+            "memory_bytes": memory_bytes,
+            "channel": theirs.fileno(),
+            "lifeline": lifeline.fileno(),
+        }
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "node.infer.host", json.dumps(setup)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=clean_environment(self._scratch),
+                pass_fds=(theirs.fileno(), lifeline.fileno()),
+                cwd="/",
+                start_new_session=True,
+            )
+        except BaseException:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
+        finally:
+            theirs.close()
+            lifeline.close()
+        self._printed = bytearray()
+        self._reader = threading.Thread(target=self._read_output, name="model output", daemon=True)
+        self._reader.start()
+
+    def protections(self) -> tuple[Protection, ...]:
+        """What holds for this process: its first message, from before it read anything of the package."""
+        message = self.answer(time.monotonic() + LOAD_S, "its process does not start")
+        try:
+            return tuple(Protection(**item) for item in message["protections"])
+        except (KeyError, TypeError):
+            raise ModelError(f"model {self.name}: its process did not say what protects it") from None
+
+    def ask(self, inputs: Mapping[str, Volume | Image], labelmap: int) -> None:
+        """Send the inputs, and where a label map goes."""
+        self._asked += 1
+        described = {name: describe_input(source) for name, source in inputs.items()}
+        files: list[int] = []
+        try:
+            for source in inputs.values():
+                files.append(keep_in_memory_file(source.array))
+            self._channel.send({"inputs": described, "asked": self._asked}, [*files, labelmap])
+        except TimeoutError:
+            raise ModelError(f"model {self.name}: its process does not read what it is sent") from None
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._ended() from None
+        finally:
+            for file in files:
+                os.close(file)
+
+    def answer(self, deadline: float, late: str) -> dict[str, Any]:
+        """The next message. `ModelError` when the process ends, takes too much memory or sends rubbish, and at
+        `deadline` (monotonic) with the words `late`.
+        """
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        poll.register(self._lifeline, select.POLLIN)
+        while True:
+            if self._stopped:
+                raise ModelError(self._stopped)
+            wait_s = min(deadline - time.monotonic(), _LOOK_S)
+            if wait_s <= 0:
+                raise ModelError(f"model {self.name}: {late}")
+            ready = {number for number, _ in poll.poll(wait_s * 1000)}
+            if self._channel.fileno() in ready:
+                try:
+                    message = self._channel.read_some()
+                except (EOFError, ConnectionResetError):
+                    raise self._ended() from None
+                if message is not None:
+                    if message.get("asked", 0) != self._asked:
+                        raise ModelError(f"model {self.name}: its process answered what it was not asked")
+                    return message
+            if self._lifeline.fileno() in ready:
+                self._listen()
+                if self._status is not None and self._channel.fileno() not in ready:  # what it said last comes first
+                    raise self._ended()
+            self._check_memory()
+
+    def note_memory(self, message: Mapping[str, Any]) -> None:
+        """Keep what the process says of the GPU's memory."""
+        share = message.get("cuda_share")
+        self.cuda_share = float(share) if isinstance(share, int | float) and 0 <= share <= 1 else 0.0
+
+    def has_ended(self) -> bool:
+        """Whether the process is no more, or about to end."""
+        poll = select.poll()
+        poll.register(self._lifeline, select.POLLIN)
+        while self._status is None and poll.poll(0):
+            self._listen()
+        return bool(self._stopped) or self._status is not None
+
+    def stop(self, sentence: str) -> None:
+        """End the process and everything that it started; whoever waits for it is told `sentence`."""
+        self._stopped = sentence
+        with contextlib.suppress(OSError):
+            self._lifeline.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """End the process, wait for it, and delete what it wrote."""
+        with contextlib.suppress(OSError):
+            self._lifeline.shutdown(socket.SHUT_WR)
+        self._channel.close()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            _log.error("model %s: the warden of its process does not end and is killed", self.name)
+            self._process.kill()
+            self._process.wait()
+        if self._status is None and self.pid is not None:
+            with contextlib.suppress(OSError):
+                self._listen()
+            if self._status is None:  # the warden was killed; the model's process dies with it, what that started not
+                with contextlib.suppress(OSError):
+                    os.killpg(self.pid, signal.SIGKILL)
+        self._lifeline.close()
+        self._reader.join(1)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def resident_bytes(self) -> int:
+        """The process's resident memory."""
+        if self.pid is None:
+            with contextlib.suppress(OSError):
+                self._listen()
+        try:
+            with open(f"/proc/{self.pid}/statm", encoding="utf-8") as statm:
+                return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, IndexError, ValueError):
+            return 0
+
+    def _listen(self) -> None:
+        """Read what the warden tells."""
+        data = self._lifeline.recv(4096)
+        self._told += data
+        for line in self._told.splitlines():
+            with contextlib.suppress(ValueError):
+                told = json.loads(line)
+                self.pid = told.get("pid", self.pid)
+                self._status = told.get("status", self._status)
+        if not data and self._status is None:
+            self._status = signal.SIGKILL  # the warden itself was killed
+
+    def _check_memory(self) -> None:
+        if self._memory_bytes is not None and self.pid is not None:
+            resident = self.resident_bytes()
+            if resident > self._memory_bytes:
+                raise ModelError(
+                    f"model {self.name}: it took {resident / 1e9:.1f} GB of memory, more than workers.memory "
+                    f"({self._memory_bytes / 1e9:.1f} GB)"
+                )
+
+    def _ended(self) -> ModelError:
+        """Why the process is no more."""
+        deadline = time.monotonic() + _END_S
+        while self._status is None and time.monotonic() < deadline:
+            try:
+                self._listen()
+            except OSError:
+                break
+        if self._stopped:
+            return ModelError(self._stopped)
+        self._reader.join(1)
+        status = self._status if self._status is not None else int(signal.SIGKILL)
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            how = (
+                "was killed (SIGKILL): the machine ran out of memory, or somebody ended it"
+                if number == signal.SIGKILL
+                else f"crashed ({signal.Signals(number).name})"
+            )
+        else:
+            how = f"ended by itself with code {os.WEXITSTATUS(status)}"
+        words = [text for line in bytes(self._printed).decode(errors="replace").splitlines() if (text := line.strip())]
+        said = f"; it said last: {clean_text(words[-1])[:300]}" if words else ""
+        return ModelError(f"model {self.name}: its process {how}{said}")
+
+    def _read_output(self) -> None:
+        """Keep the end of what the process prints; it is never blocked by printing, and never fills a disk."""
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            while data := os.read(output.fileno(), 1 << 16):
+                self._printed += data
+                del self._printed[:-_TAIL]
+
+
+def _raise_if_error(message: Mapping[str, Any]) -> None:
+    kinds = {"OutputRefused": OutputRefused, "InputRefused": InputRefused, "ModelError": ModelError}
+    if "error" in message:
+        says = message.get("says")
+        raise kinds.get(str(message["error"]), ModelError)(clean_text(says if isinstance(says, str) else "it failed"))

@@ -1,0 +1,409 @@
+"""What a worker and the process of its model say to each other: short JSON messages, arrays as memory files.
+
+Every message is four bytes of length and a JSON object. Arrays never pass through it: inputs are sealed memory files
+that the model's process maps copy-on-write, and a label map is written into one that the worker made, so that the
+worker alone decides how large anything is. The worker believes nothing: what comes back is parsed field by field, and
+nothing that a model's process sends is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import mmap
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.dicom.volume import Grid, Image, SliceRef, Volume
+from node.errors import ModelError, OutputRefused
+from node.infer.manifest import Manifest, Task
+from node.infer.results import Box, Boxes, Labelmap, Landmark, Landmarks, Prediction, Scores
+
+MESSAGE_MAX = 16 << 20  # bytes: 100,000 boxes are fewer
+FINDINGS_MAX = 100_000
+REMARKS_MAX = 20
+TEXT_MAX = 1000
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float32", "float64")
+_LABEL_DTYPES = ("uint8", "uint16")
+# What is said of a series' acquisition and display, and nothing of the patient, the place or the time.
+_ATTRIBUTES = (
+    "BodyPartExamined", "ContrastBolusAgent", "ConvolutionKernel", "EchoTime", "ImageLaterality", "KVP", "Laterality",
+    "MagneticFieldStrength", "Manufacturer", "ManufacturerModelName", "PhotometricInterpretation", "RepetitionTime",
+    "RescaleType", "SequenceName", "SliceThickness", "ViewPosition", "WindowCenter", "WindowWidth",
+)  # fmt: skip
+_PIECE = 1 << 30  # bytes of one write or read; Linux takes 2 GiB at most
+
+
+class Channel:
+    """One end of a connected AF_UNIX stream."""
+
+    def __init__(self, end: socket.socket):
+        self._end = end
+        self._buffer = bytearray()
+
+    def fileno(self) -> int:
+        """For poll."""
+        return self._end.fileno()
+
+    def send(self, message: Mapping[str, Any], descriptors: list[int] | None = None) -> None:
+        """Send one message, and descriptors with its first bytes."""
+        data = json.dumps(message, default=_plain).encode()
+        packed = struct.pack("!I", len(data)) + data
+        sent = socket.send_fds(self._end, [packed], descriptors or [])
+        self._end.sendall(packed[sent:])
+
+    def receive_with_descriptors(self, most: int) -> tuple[dict[str, Any], list[int]]:
+        """The next message and its descriptors, for the model's process. `EOFError` when the other end is closed."""
+        data, descriptors, _, _ = socket.recv_fds(self._end, 1 << 16, most)
+        self._buffer += data
+        while (message := self._take()) is None:
+            if not data:
+                raise EOFError
+            data = self._end.recv(1 << 16)
+            self._buffer += data
+        return message, descriptors
+
+    def read_some(self) -> dict[str, Any] | None:
+        """What has arrived, for the worker: a whole message, or None when more must come. Never blocks for long.
+
+        Descriptors that are sent along are closed by the kernel. Raises `EOFError` at the end, `ModelError` for what is
+        no message.
+        """
+        data = self._end.recv(1 << 16)
+        if not data:
+            raise EOFError
+        self._buffer += data
+        return self._take()
+
+    def close(self) -> None:
+        """Close this end."""
+        self._end.close()
+
+    def _take(self) -> dict[str, Any] | None:
+        if len(self._buffer) < 4:
+            return None
+        length = struct.unpack("!I", self._buffer[:4])[0]
+        if length > MESSAGE_MAX:
+            raise ModelError(f"the model's process announced a message of {length} bytes: it is not believed")
+        if len(self._buffer) < 4 + length:
+            return None
+        data = bytes(self._buffer[4 : 4 + length])
+        del self._buffer[: 4 + length]
+        try:
+            message = json.loads(data, parse_constant=str)  # NaN is no number but a text, which every check refuses
+        except (ValueError, RecursionError):
+            raise ModelError("the model's process sent what is no message: it is not believed") from None
+        if not isinstance(message, dict):
+            raise ModelError("the model's process sent what is no message: it is not believed")
+        return message
+
+
+def _plain(value: object) -> object:
+    """numpy's numbers, which models return, as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} in a result")
+
+
+# -- Arrays ------------------------------------------------------------------------------------------------------------
+
+
+def make_memory_file(size: int) -> int:
+    """A memory file of zeros whose size nobody can change; the descriptor."""
+    descriptor = os.memfd_create("radnode", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, max(size, 1))
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
+    return descriptor
+
+
+def keep_in_memory_file(array: NDArray[Any]) -> int:
+    """A memory file with the array's bytes that nobody can write to any more; the descriptor."""
+    descriptor = os.memfd_create("radnode", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    write_array(descriptor, array)
+    if not array.nbytes:
+        os.ftruncate(descriptor, 1)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+    return descriptor
+
+
+def write_array(descriptor: int, array: NDArray[Any]) -> None:
+    """The array's bytes at the beginning of the file."""
+    view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    written = 0
+    while written < len(view):
+        written += os.pwrite(descriptor, view[written : written + _PIECE], written)
+
+
+def read_array(descriptor: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """A copy of the file's array: what is checked afterwards is what the model's process cannot change any more."""
+    array = np.empty(shape, dtype)
+    view = array.reshape(-1).view(np.uint8).data
+    read = 0
+    while read < len(view):
+        got = os.preadv(descriptor, [view[read : read + _PIECE]], read)
+        if not got:
+            raise ModelError("the label map's memory ended early")
+        read += got
+    return array
+
+
+def map_array(descriptor: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """The file's array, mapped copy-on-write: a model that writes into its input changes nothing outside."""
+    count = math.prod(shape)
+    if not count:
+        return np.empty(shape, dtype)
+    mapped = mmap.mmap(descriptor, count * np.dtype(dtype).itemsize, access=mmap.ACCESS_COPY)
+    return np.frombuffer(mapped, dtype, count).reshape(shape)
+
+
+# -- Inputs ------------------------------------------------------------------------------------------------------------
+
+
+def describe_input(source: Volume | Image) -> dict[str, Any]:
+    """What a model is told of an input beside its voxels: geometry, modality and unit; no UID and nothing of the
+    patient.
+    """
+    if source.array.dtype.name not in _DTYPES:
+        raise ModelError(f"no model takes voxels of type {source.array.dtype}")
+    common: dict[str, Any] = {
+        "dtype": source.array.dtype.name,
+        "shape": list(source.array.shape),
+        "modality": source.modality,
+        "attributes": {keyword: text for keyword, text in source.attributes.items() if keyword in _ATTRIBUTES},
+    }
+    if isinstance(source, Image):
+        return common | {"spacing_mm": source.spacing_mm}
+    positions = source.positions_lps
+    return common | {
+        "affine_lps": source.grid.affine_lps.tolist(),
+        "unit": source.unit,
+        "positions_lps": None if positions is None else positions.tolist(),
+    }
+
+
+def restore_input(described: Mapping[str, Any], descriptor: int) -> Volume | Image:
+    """The input as the model sees it."""
+    shape: tuple[int, ...] = tuple(described["shape"])
+    array = map_array(descriptor, shape, described["dtype"])
+    sources = tuple(SliceRef("", "") for _ in range(shape[0]))
+    if "affine_lps" not in described:
+        spacing = described["spacing_mm"]
+        return Image(
+            array=array,
+            frames=sources,
+            series_uid="",
+            study_uid="",
+            modality=described["modality"],
+            spacing_mm=tuple(spacing) if spacing else None,
+            attributes=described["attributes"],
+        )
+    positions = described["positions_lps"]
+    return Volume(
+        array=array,
+        grid=Grid((shape[0], shape[1], shape[2]), np.array(described["affine_lps"], np.float64), ""),
+        slices=sources,
+        series_uid="",
+        study_uid="",
+        modality=described["modality"],
+        unit=described["unit"],
+        attributes=described["attributes"],
+        positions_lps=None if positions is None else np.array(positions, np.float64),
+    )
+
+
+# -- Predictions -------------------------------------------------------------------------------------------------------
+
+
+def describe_prediction(prediction: Prediction) -> dict[str, Any]:
+    """A prediction without the voxels of a label map."""
+    common: dict[str, Any] = {"input": prediction.input, "remarks": [str(remark) for remark in prediction.remarks]}
+    match prediction:
+        case Labelmap(array=array):
+            if array.dtype.name not in _LABEL_DTYPES:
+                raise OutputRefused(f"the model returned a label map of type {array.dtype}; expected uint8 or uint16")
+            return common | {"kind": "labelmap", "dtype": array.dtype.name, "shape": list(array.shape)}
+        case Boxes(boxes=boxes):
+            return common | {"kind": "boxes", "boxes": [asdict(box) for box in boxes]}
+        case Landmarks(points=points):
+            return common | {"kind": "landmarks", "points": [asdict(point) for point in points]}
+        case Scores(values=values, exclusive=exclusive):
+            rows = [{str(label): value for label, value in row.items()} for row in values]
+            return common | {"kind": "scores", "values": rows, "exclusive": exclusive}
+
+
+_KINDS = {
+    Task.SEGMENTATION: "labelmap",
+    Task.DETECTION: "boxes",
+    Task.CLASSIFICATION: "scores",
+    Task.LANDMARKS: "landmarks",
+}
+
+
+def restore_prediction(
+    message: Mapping[str, Any], manifest: Manifest, inputs: Mapping[str, Volume | Image], labelmap: int
+) -> Prediction:
+    """The prediction that a message describes; its label map lies in the memory file `labelmap`.
+
+    Raises `OutputRefused` for whatever is no result for these inputs and this manifest.
+    """
+    kind = _KINDS[manifest.task]
+    if message.get("kind") != kind:
+        raise OutputRefused(f"the model returned {_shown(message.get('kind'))}; a {manifest.task} gives {kind}")
+    name = message.get("input")
+    if not isinstance(name, str) or name not in inputs:
+        raise OutputRefused(f"the model returned a result for the input {_shown(name)}, which it was not given")
+    remarks = tuple(clean_text(text) for text in _list(message, "remarks", REMARKS_MAX) if isinstance(text, str))
+    source = inputs[name]
+    match kind:
+        case "labelmap":
+            array = _read_labelmap(message, source, labelmap)
+            _check_labels(array, manifest)
+            return Labelmap(array, source.grid if isinstance(source, Volume) else None, name, remarks)
+        case "boxes":
+            boxes = tuple(_box(item, manifest) for item in _list(message, "boxes", FINDINGS_MAX))
+            return Boxes(boxes, name, remarks)
+        case "landmarks":
+            points = tuple(_landmark(item, manifest, source) for item in _list(message, "points", FINDINGS_MAX))
+            return Landmarks(points, name, remarks)
+        case _:
+            rows = tuple(_score_row(item, manifest) for item in _list(message, "values", FINDINGS_MAX))
+            if len(rows) not in (1, source.array.shape[0]):
+                raise OutputRefused(f"the model returned scores for {len(rows)} frames of {source.array.shape[0]}")
+            return Scores(rows, message.get("exclusive") is not False, name, remarks)
+
+
+def restore_seconds(message: Mapping[str, Any]) -> dict[str, float]:
+    """How long the parts of a run took, as the model's process says: shown, and relied on by nothing."""
+    found = message.get("seconds")
+    if not isinstance(found, dict) or len(found) > 32:
+        return {}
+    return {
+        clean_text(name)[:40]: float(value)
+        for name, value in found.items()
+        if isinstance(value, int | float) and 0 <= value < 1e9
+    }
+
+
+def clean_text(text: str) -> str:
+    """Text of a model as it may stand in an error or a log: one line, printable, bounded."""
+    cut = text[:TEXT_MAX]
+    return "".join(character if character.isprintable() else " " for character in cut).strip()
+
+
+def _read_labelmap(message: Mapping[str, Any], source: Volume | Image, descriptor: int) -> NDArray[np.uint16]:
+    shape = (source.array.shape[0], source.array.shape[1], source.array.shape[2])
+    if message.get("shape") != list(shape):
+        raise OutputRefused(
+            f"the model returned a map of shape {_shape(message.get('shape'))}, the input's grid is {shape}"
+        )
+    dtype = message.get("dtype")
+    if dtype not in _LABEL_DTYPES:
+        raise OutputRefused(f"the model returned a label map of type {_shown(dtype)}; expected uint8 or uint16")
+    return read_array(descriptor, shape, str(dtype))
+
+
+def _check_labels(array: NDArray[np.uint16], manifest: Manifest) -> None:
+    """The same rules as `node.infer.results.check_labelmap`, for whole numbers, in a fraction of its time."""
+    labels = sorted(manifest.segments)
+    highest = int(array.max(initial=0))
+    if highest > len(labels) or labels[:highest] != list(range(1, highest + 1)):
+        seen: set[int] = set()
+        for plane in array:  # a plane at a time: bincount wants 64 bits per voxel
+            seen.update(np.flatnonzero(np.bincount(plane.reshape(-1))).tolist())
+        if unknown := sorted(seen - {0, *labels}):
+            raise OutputRefused(f"the model returned labels {unknown[:10]} that dicom.yaml does not declare")
+    if array.size and array.min() > 0:
+        raise OutputRefused("the model marked every voxel of the image: no result is made of that")
+
+
+def _box(item: object, manifest: Manifest) -> Box:
+    fields = _fields(item)
+    low, high = _point(fields.get("low_lps")), _point(fields.get("high_lps"))
+    if any(below > above for below, above in zip(low, high, strict=True)):
+        raise OutputRefused("the model returned a box whose low corner lies above its high one")
+    return Box(_label(fields.get("label"), manifest), _probability(fields.get("score")), low, high)
+
+
+def _landmark(item: object, manifest: Manifest, source: Volume | Image) -> Landmark:
+    fields = _fields(item)
+    frames, rows, columns = source.array.shape[:3]
+    frame, row, column = fields.get("frame"), _number(fields.get("row")), _number(fields.get("column"))
+    if not isinstance(frame, int) or isinstance(frame, bool) or not 0 <= frame < frames:
+        raise OutputRefused(f"the model returned a point on frame {_shown(frame)} of {frames}")
+    if not (-0.5 <= row <= rows - 0.5 and -0.5 <= column <= columns - 0.5):
+        raise OutputRefused(f"the model returned a point at row {row:g}, column {column:g} of {rows} x {columns}")
+    score = fields.get("score")
+    label = _label(fields.get("label"), manifest)
+    return Landmark(label, frame, row, column, None if score is None else _probability(score))
+
+
+def _score_row(item: object, manifest: Manifest) -> dict[int, float]:
+    fields = _fields(item)
+    row: dict[int, float] = {}
+    for text, value in fields.items():
+        if not (text.isascii() and text.isdigit() and len(text) <= 5):
+            raise OutputRefused(f"the model returned a score for the class {_shown(text)}")
+        row[_label(int(text), manifest)] = _probability(value)
+    return row
+
+
+def _list(message: Mapping[str, Any], name: str, most: int) -> list[object]:
+    found = message.get(name)
+    if not isinstance(found, list):
+        raise OutputRefused(f"the model's result has no list of {name}")
+    if len(found) > most:
+        raise OutputRefused(f"the model returned {len(found)} {name}; {most} are the most")
+    return found
+
+
+def _fields(item: object) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise OutputRefused(f"the model's result holds {_shown(item)} where a finding must stand")
+    return item
+
+
+def _label(value: object, manifest: Manifest) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value not in manifest.classes:
+        raise OutputRefused(f"the model returned the class {_shown(value)} that dicom.yaml does not declare")
+    return value
+
+
+def _number(value: object) -> float:
+    # Python compares whole numbers of any length with floats exactly; beyond 1e300 none is a coordinate.
+    if not isinstance(value, int | float) or isinstance(value, bool) or not -1e300 < value < 1e300:
+        raise OutputRefused(f"the model returned {_shown(value)} where a finite number must stand")
+    return float(value)
+
+
+def _probability(value: object) -> float:
+    number = _number(value)
+    if not 0 <= number <= 1:
+        raise OutputRefused(f"the model returned {number:g} where a probability (0 to 1) must stand")
+    return number
+
+
+def _point(value: object) -> tuple[float, float, float]:
+    if not isinstance(value, list) or len(value) != 3:
+        raise OutputRefused(f"the model returned {_shown(value)} where a point (x, y, z) must stand")
+    x, y, z = (_number(part) for part in value)
+    return x, y, z
+
+
+def _shape(value: object) -> str:
+    if isinstance(value, list) and len(value) <= 8 and all(isinstance(part, int) for part in value):
+        return clean_text(f"({', '.join(map(repr, value))})"[:100])
+    return _shown(value)
+
+
+def _shown(value: object) -> str:
+    """A value in a sentence; the content of what is nested is nobody's concern."""
+    return type(value).__name__ if isinstance(value, list | dict) else clean_text(repr(value)[:100])
