@@ -27,12 +27,13 @@ _OPERATOR = re.compile(
 )
 # What sizes and guards are written with: sympy's srepr of sums, products and comparisons over named symbols.
 _EXPRESSION = re.compile(r"[A-Za-z0-9_ +*/(),.<>=!&|~%-]*", re.ASCII)
-_NAMES = frozenset(
-    "Abs Add And CeilDiv CeilToInt CleanDiv Eq Equality False FloatPow FloatTrueDiv FloorDiv FloorToInt Ge GreaterThan "
-    "Gt Identity IntTrueDiv Integer Le LessThan Lt Max Min Mod ModularIndexing Mul Ne Not Or PowByNatural PythonMod Pow "
-    "Rational StrictGreaterThan StrictLessThan Symbol ToFloat True TruncToFloat TruncToInt Unequality Where and ceiling "
-    "floor int_oo integer negative nonnegative not oo or positive".split()
-)
+_VOCABULARY = """
+    Abs Add And CeilDiv CeilToInt CleanDiv Eq Equality False FloatPow FloatTrueDiv FloorDiv FloorToInt Ge GreaterThan
+    Gt Identity IntTrueDiv Integer Le LessThan Lt Max Min Mod ModularIndexing Mul Ne Not Or PowByNatural PythonMod Pow
+    Rational StrictGreaterThan StrictLessThan Symbol ToFloat True TruncToFloat TruncToInt Unequality Where and ceiling
+    floor int_oo integer negative nonnegative not oo or positive
+"""
+_NAMES = frozenset(_VOCABULARY.split())
 _SYMBOL = re.compile(r"(s|u|zuf|zf)[0-9]+", re.ASCII)
 _QUOTED_SYMBOL = re.compile(r"'((?:s|u|zuf|zf)[0-9]+)'", re.ASCII)
 _INPUT_SIZE = re.compile(r"L\['[A-Za-z_]\w*'\]\.size\(\)\[[0-9]\]", re.ASCII)

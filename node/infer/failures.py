@@ -29,5 +29,5 @@ def explained(name: str, doing: str) -> Iterator[None]:
         logging.getLogger(__name__).debug("model %s could not %s", name, doing, exc_info=error)
         # TorchScript and torch.export put their own stacks first; what happened stands in the last line.
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        said = lines[-1] if lines and lines[0].endswith(":") or "Traceback" in str(cause) else (lines or [""])[0]
+        said = lines[-1] if (lines and lines[0].endswith(":")) or "Traceback" in str(cause) else (lines or [""])[0]
         raise ModelError(f"model {name} could not {doing}: {type(cause).__name__}: {said[:300]}") from error

@@ -146,12 +146,13 @@ class NetworkModel:
     def _run(self, window: torch.Tensor) -> Any:
         assert self._network is not None
         output = self._network.run(window.as_tensor() if isinstance(window, MetaTensor) else window)
-        if isinstance(output, torch.Tensor) and self._manifest.task is Task.SEGMENTATION:
-            # MONAI stretches what is smaller than its window; a network that cuts its border would be stretched too.
-            if output.ndim != window.ndim or output.shape[2:] != window.shape[2:]:
-                raise OutputRefused(
-                    f"the network returned a map of shape {tuple(output.shape)} for an image of {tuple(window.shape)}"
-                )
+        if self._manifest.task is not Task.SEGMENTATION or not isinstance(output, torch.Tensor):
+            return output
+        # MONAI stretches what is smaller than its window, and would stretch what a network returns without its border.
+        if output.ndim != window.ndim or output.shape[2:] != window.shape[2:]:
+            raise OutputRefused(
+                f"the network returned a map of shape {tuple(output.shape)} for an image of {tuple(window.shape)}"
+            )
         return output
 
     def _activate(self, output: torch.Tensor, seen: MetaTensor) -> torch.Tensor:
@@ -248,6 +249,8 @@ def _channels(frame: NDArray[Any], settings: Network) -> NDArray[np.float32]:
 
 
 def _apply(steps: Sequence[MapTransform], image: MetaTensor) -> MetaTensor:
+    if not steps:
+        return image
     return Compose(steps)({"image": image})["image"]  # pyright: ignore[reportReturnType, reportCallIssue, reportArgumentType]
 
 
@@ -294,6 +297,8 @@ def _decide(activated: torch.Tensor, settings: Network) -> torch.Tensor:
 
 def _return(steps: Sequence[MapTransform], result: torch.Tensor, seen: MetaTensor, *, nearest: bool) -> NDArray[Any]:
     """A map on the grid that the network saw, (channels, ...), on the grid that the image came from."""
+    if not steps:
+        return result.numpy()
     inverse = Invertd("pred", transform=Compose(steps), orig_keys="image", nearest_interp=nearest, to_tensor=True)
     returned = inverse({"image": seen, "pred": MetaTensor(result, affine=seen.affine)})["pred"]
     return (returned.as_tensor() if isinstance(returned, MetaTensor) else returned).cpu().numpy()

@@ -153,7 +153,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     return load_bundle
 
 
-# -- Geometry -----------------------------------------------------------------------------------------------------------
+# -- Geometry ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("network", [NETWORK, PLAIN, ONE_HOT], ids=["MetaTensor", "plain tensor", "one-hot"])
