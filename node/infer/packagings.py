@@ -35,6 +35,13 @@ def _inside(text: str) -> str:
     return text
 
 
+def _frame(text: str) -> str:
+    if len(text) != 3 or any(sum(axis in pair for axis in text) != 1 for pair in ("LR", "AP", "IS")):
+        raise ValueError(f"found orientation {text!r}; expected one of L R, A P and I S each, such as RAS")
+    return text
+
+
+Orientation = Annotated[str, AfterValidator(_frame)]
 PathInside = Annotated[str, Field(min_length=1), AfterValidator(_inside)]
 Range = tuple[Number, Number]
 Size = Annotated[tuple[Annotated[WholeNumber, Field(ge=1)], ...], Field(min_length=2, max_length=3)]
@@ -76,7 +83,7 @@ class Network(Section):
 
     file: PathInside  # the network, in the package
     dimensions: Literal[2, 3] = 3  # 2: slice by slice, or planar images
-    orientation: Annotated[str, Field(pattern=r"^[LRAPIS]{3}$")] = "RAS"  # towards which the axes of the array grow
+    orientation: Orientation = "RAS"  # towards which the axes of the array grow
     spacing_mm: tuple[Annotated[Number, Field(gt=0)], ...] | None = None  # along those axes; none: as acquired
     intensity: tuple[IntensityStep, ...] = ()
     size: Size | None = None  # what the image becomes, by `fit`, before it reaches the network
@@ -93,10 +100,6 @@ class Network(Section):
 
     @model_validator(mode="after")
     def _check_axes(self) -> Self:
-        if any(sum(axis in pair for axis in self.orientation) != 1 for pair in ("LR", "AP", "IS")):
-            raise ValueError(
-                f"found orientation {self.orientation}; expected one of L R, A P and I S each, such as RAS"
-            )
         for name in ("size", "roi"):
             value = getattr(self, name)
             if value is not None and len(value) != self.dimensions:
@@ -112,6 +115,8 @@ class NnUNet(Section):
     folder: str = "."  # the folder with plans.json and dataset.json, in the package
     folds: Annotated[tuple[Annotated[str, Field(pattern=r"^([0-9]|all)$")], ...], Field(min_length=1)] = ("0",)
     checkpoint: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+\.pth$")] = "checkpoint_final.pth"
+    # Towards which the axes of the files grew that it was trained on; none where the trainer's reader made that RAS.
+    orientation: Orientation | None = None
     step: Number = Field(default=0.5, gt=0, le=1)  # of the sliding window, in windows
     mirroring: bool = True  # mean over mirrored images, which the checkpoint may allow: better, up to 8 times slower
 
