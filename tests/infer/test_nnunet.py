@@ -81,7 +81,7 @@ def plans(reader: str, channels: int, spacing: list[float]) -> dict[str, Any]:
         "configurations": {"3d_fullres": configuration},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {},
+        "foreground_intensity_properties_per_channel": {str(index): {} for index in range(channels)},
     }
 
 
@@ -299,7 +299,7 @@ def test_plans_cannot_name_any_code(build: Build, key: str, value: str) -> None:
             place = place[step]
         place[last] = value
 
-    with pytest.raises(ModelError, match=f"plans.json builds its network of '{value}'"):
+    with pytest.raises(ModelError, match=f"plans.json builds its network of {value}; expected"):
         build(change=change)
 
 
