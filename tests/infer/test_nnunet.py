@@ -87,24 +87,18 @@ def plans(reader: str, channels: int, spacing: list[float]) -> dict[str, Any]:
 
 def mark_what_is_bright(network: torch.nn.Module) -> None:
     """Weights with which the last of the two classes wins where the first channel lies clearly above its mean."""
-    state = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
-    for name, value in state.items():
+    for name, parameter in network.named_parameters():  # each under the first of its names
+        value = parameter.data.zero_()
         if name.endswith("norm.weight"):
             value.fill_(1)
         elif name.startswith("encoder.stages.0") and name.endswith("conv.weight"):
             value[0, 0, 1, 1, 1] = 1
         elif name.startswith("decoder.stages.0") and name.endswith("conv.weight"):
             value[0, 4, 1, 1, 1] = 1  # the skip connection's channels follow those from below
+        elif name.startswith("decoder.seg_layers") and name.endswith("weight"):
+            value[1, 0] = 10
         elif name.startswith("decoder.seg_layers"):
-            if name.endswith("weight"):
-                value[1, 0] = 10
-            else:
-                value[1] = -2
-    for name in state:  # the aliases by which the same layers are known again
-        if ".all_modules." in name:
-            twin = name.replace(".all_modules.0", ".conv").replace(".all_modules.1", ".norm")
-            state[name] = state.get(twin, state[name])
-    network.load_state_dict(state)
+            value[1] = -2
 
 
 Build = Callable[..., NnUNetModel]
