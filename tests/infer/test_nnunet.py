@@ -220,10 +220,10 @@ def test_network_is_given_what_nnunets_own_reader_gives(build: Build, tmp_path: 
 
 def test_reader_that_keeps_the_files_axes_needs_an_orientation(build: Build) -> None:
     with pytest.raises(
-        ModelError, match=r"reader SimpleITKIO, which keeps the order of axes.*say as nnunet.orientation"
+        ModelError, match=r"reader SimpleITKIO, which keeps the order of axes.*say as nnunet\.orientation"
     ):
         build("SimpleITKIO")
-    with pytest.raises(ModelError, match="makes every image RAS; remove nnunet.orientation"):
+    with pytest.raises(ModelError, match=r"makes every image RAS; remove nnunet\.orientation"):
         build("NibabelIOWithReorient", "orientation: LPS")
     with pytest.raises(ModelError, match="files that NaturalImage2DIO read, which are no volumes"):
         build("NaturalImage2DIO")
@@ -237,9 +237,9 @@ def test_folds_and_inputs(build: Build) -> None:
     assert not model.predict({"a": empty, "b": volume}).array.any()
     with pytest.raises(InputRefused, match="different grids"):
         model.predict({"a": volume, "b": scan(GEOMETRIES["coronal"][0])[0]})
-    with pytest.raises(ModelError, match=r"takes 2 inputs \(channel 0, channel 1\); dicom.yaml declares 1"):
+    with pytest.raises(ModelError, match=r"takes 2 inputs \(channel 0, channel 1\); dicom\.yaml declares 1"):
         build(channels=2)
-    with pytest.raises(ModelError, match="fold_3/checkpoint_final.pth is missing"):
+    with pytest.raises(ModelError, match=r"fold_3/checkpoint_final\.pth is missing"):
         build(settings="folds: ['3']")
 
 
@@ -247,7 +247,7 @@ def test_label_that_the_manifest_does_not_know_is_refused(build: Build, tmp_path
     model = build(settings="mirroring: false")
     known = model._manifest
     model._manifest = known.model_copy(update={"segments": {7: known.segments[1]}})
-    with pytest.raises(OutputRefused, match=r"labels \[1\] that dicom.yaml does not declare"):
+    with pytest.raises(OutputRefused, match=r"labels \[1\] that dicom\.yaml does not declare"):
         model.predict({"image": scan(AXIAL)[0]})
 
 
@@ -269,7 +269,7 @@ def test_checkpoint_cannot_run_code(build: Build, tmp_path: Path) -> None:
     path = tmp_path / "marker" / "fold_0" / "checkpoint_final.pth"
     checkpoint = torch.load(path, weights_only=False)
     torch.save({**checkpoint, "logging": RunsOnLoad(tmp_path / "owned")}, path)
-    with pytest.raises(ModelError, match="fold_0/checkpoint_final.pth cannot be read as weights"):
+    with pytest.raises(ModelError, match=r"fold_0/checkpoint_final\.pth cannot be read as weights"):
         load_model(load_package(tmp_path / "marker"), "cpu")
     assert not (tmp_path / "owned").exists()
     torch.load(path, weights_only=False)
@@ -293,7 +293,7 @@ def test_plans_cannot_name_any_code(build: Build, key: str, value: str) -> None:
             place = place[step]
         place[last] = value
 
-    with pytest.raises(ModelError, match=f"plans.json builds its network of {value}; expected"):
+    with pytest.raises(ModelError, match=rf"plans\.json builds its network of {value}; expected"):
         build(change=change)
 
 
