@@ -108,9 +108,8 @@ class NnUNetModel:
         channels = determine_num_input_channels(manager, configuration, dataset)
         if channels != len(self._manifest.inputs):
             names = ", ".join(str(name) for name in dataset.get("channel_names", {}).values())
-            raise ModelError(
-                f"model {self._name} takes {channels} inputs ({names}); dicom.yaml declares {len(self._manifest.inputs)}"
-            )
+            declared = len(self._manifest.inputs)
+            raise ModelError(f"model {self._name} takes {channels} inputs ({names}); dicom.yaml declares {declared}")
         trainer = recursive_find_trainer_class_by_name(first["trainer_name"])
         heads = manager.get_label_manager(dataset).num_segmentation_heads
         network = trainer.build_network_architecture(
@@ -140,7 +139,7 @@ class NnUNetModel:
         if made is None and said is None:
             raise ModelError(
                 f"model {self._name}: plans.json names the reader {reader}, which keeps the order of axes of its files; "
-                "say as nnunet.orientation which one the training files had (LPS as in axial DICOM, RAS, LAS, ...)"
+                "say as nnunet.orientation which one the training files had (LPS as axial DICOM, RAS, LAS, ...)"
             )
         if made is not None and said not in (None, made):
             raise ModelError(

@@ -1,6 +1,6 @@
 """A published, trained network as a package: MeshNet on a real, oblique T1 MR of a head.
 
-There is no ground truth for this head. What is tested is what anatomy and a second reading of the same head say: volumes
+There is no ground truth for this head. What is tested is what anatomy and a second reading of the head say: volumes
 within what adults have, white matter inside grey matter, and the left half of the head on the left, which is found
 without the network from the position of the anatomy in patient coordinates.
 """

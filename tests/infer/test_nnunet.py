@@ -1,4 +1,4 @@
-"""nnU-Net v2 trained folders as its own trainer writes them: its real network, with weights that mark what is bright."""
+"""nnU-Net v2 trained folders as its own trainer writes them: its real network, marking what is bright."""
 
 from __future__ import annotations
 
@@ -167,8 +167,9 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
 
 
 @pytest.mark.parametrize(
-    ("reader", "settings"), [("NibabelIOWithReorient", "mirroring: false"), ("SimpleITKIO", "orientation: LPS, mirroring: false")]
-)  # fmt: skip
+    ("reader", "settings"),
+    [("NibabelIOWithReorient", "mirroring: false"), ("SimpleITKIO", "orientation: LPS, mirroring: false")],
+)
 def test_mask_lies_where_the_marker_lies(build: Build, reader: str, settings: str) -> None:
     """nnU-Net resamples where the spacing is not that of its training."""
     model = build(reader, settings)
@@ -195,7 +196,9 @@ def test_network_is_given_what_nnunets_own_reader_gives(build: Build, tmp_path: 
         model = build(reader, settings)
         predict = model._predictor.predict_single_npy_array
 
-        def look(array: np.ndarray, properties: dict[str, Any], *rest: object) -> np.ndarray:
+        def look(
+            array: np.ndarray, properties: dict[str, Any], *rest: object, predict: Callable[..., np.ndarray] = predict
+        ) -> np.ndarray:
             seen.append((array, properties))
             return predict(array, properties, *rest)
 
