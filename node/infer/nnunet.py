@@ -138,7 +138,7 @@ class NnUNetModel:
         made, said = _READERS[reader], self._settings.orientation
         if made is None and said is None:
             raise ModelError(
-                f"model {self._name}: plans.json names the reader {reader}, which keeps the order of axes of its files; "
+                f"model {self._name}: plans.json names the reader {reader}, which keeps the order of axes of files; "
                 "say as nnunet.orientation which one the training files had (LPS as axial DICOM, RAS, LAS, ...)"
             )
         if made is not None and said not in (None, made):
