@@ -1,4 +1,4 @@
-"""`dicom.yaml`: what a MONAI Bundle does not say and a DICOM node must know of a model, as typed values.
+"""`dicom.yaml`: what a packaged model does not say and a DICOM node must know of it, as typed values.
 
 Types only; `node.infer.package` reads the file. The user's description of every field is `docs/models.md`.
 """
@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from node.dicom.codes import Code
 from node.dicom.conditions import When
+from node.infer.packagings import Adapter, Command, Network, NnUNet
 from node.yamlfile import Number, Section, WholeNumber
 
 
@@ -108,6 +109,7 @@ class Task(StrEnum):
     DETECTION = "detection"  # boxes with scores: `classes`
     CLASSIFICATION = "classification"  # scores: `classes`
     LANDMARKS = "landmarks"  # points: `classes`
+    OBJECTS = "objects"  # finished DICOM objects, which mean what they say: neither
 
 
 class Measurement(StrEnum):
@@ -130,11 +132,27 @@ class BoxKeys(Section):
     space: Literal["lps", "image"] = "lps"  # patient millimetres, or voxels of the image that the network saw
 
 
+_SECTIONS = {
+    Adapter.MONAI_BUNDLE: "",
+    Adapter.TORCHSCRIPT: "network",
+    Adapter.TORCH_EXPORT: "network",
+    Adapter.NNUNET: "nnunet",
+    Adapter.COMMAND: "command",
+}
+_TASKS = {
+    Adapter.TORCHSCRIPT: (Task.SEGMENTATION, Task.CLASSIFICATION),
+    Adapter.TORCH_EXPORT: (Task.SEGMENTATION, Task.CLASSIFICATION),
+    Adapter.NNUNET: (Task.SEGMENTATION,),
+    Adapter.COMMAND: (Task.SEGMENTATION, Task.OBJECTS),
+}
+
+
 class Manifest(Section):
     """One model package's `dicom.yaml`."""
 
     title: str = Field(min_length=1, max_length=64)
-    adapter: Literal["monai-bundle"] = "monai-bundle"
+    adapter: Adapter = Adapter.MONAI_BUNDLE
+    version: str | None = Field(default=None, min_length=1, max_length=64)  # of a package that is no bundle
     intended_use: str = Field(min_length=1)
     licence_code: str = Field(min_length=1)
     licence_weights: str = Field(min_length=1)
@@ -155,6 +173,9 @@ class Manifest(Section):
     measurements: tuple[Measurement, ...] = (Measurement.VOLUME, Measurement.MEAN, Measurement.STANDARD_DEVIATION)
     algorithm_family: CodeTriplet = Code("DCM", "123110", "Artificial Intelligence")
     timeout_s: Number = Field(default=1800, gt=0)
+    network: Network | None = None  # of torchscript and torch-export
+    nnunet: NnUNet | None = None  # of nnunet; none: its defaults
+    command: Command | None = None  # of command
 
     @property
     def data_keys(self) -> dict[str, str | tuple[str, ...]]:
@@ -171,12 +192,56 @@ class Manifest(Section):
 
     @model_validator(mode="after")
     def _check_meanings(self) -> Self:
+        if self.task is Task.OBJECTS:
+            if self.segments or self.classes:
+                raise ValueError("segments and classes mean nothing for objects, which say themselves what they show")
+            return self
         wanted, other = ("segments", "classes") if self.task is Task.SEGMENTATION else ("classes", "segments")
         if not getattr(self, wanted):
             raise ValueError(f"a {self.task} needs {wanted}: what the values of its output mean")
         if getattr(self, other):
             raise ValueError(f"{other} mean nothing for a {self.task}; it takes {wanted}")
         return self
+
+    @model_validator(mode="after")
+    def _check_adapter(self) -> Self:
+        own = _SECTIONS[self.adapter]
+        if own in ("network", "command") and getattr(self, own) is None:
+            raise ValueError(f"{own} is missing: the adapter {self.adapter} needs it")
+        for section in ("network", "nnunet", "command"):
+            if section != own and getattr(self, section) is not None:
+                raise ValueError(f"{section} means nothing for the adapter {self.adapter}")
+        if self.adapter is Adapter.MONAI_BUNDLE:
+            if self.task is Task.OBJECTS:
+                raise ValueError("a bundle makes no DICOM objects; the task objects belongs to the adapter command")
+            if self.version is not None:
+                raise ValueError("version stands in a bundle's configs/metadata.json, not in dicom.yaml")
+            return self
+        if self.version is None:
+            raise ValueError(f"version is missing: a package for the adapter {self.adapter} says it nowhere else")
+        if not self.version.isprintable():
+            raise ValueError("version has characters that cannot be printed")
+        if self.overrides:
+            raise ValueError("overrides are of bundles only")
+        if self.task not in _TASKS[self.adapter]:
+            raise ValueError(
+                f"the adapter {self.adapter} has no task {self.task}; expected {' or '.join(_TASKS[self.adapter])}"
+            )
+        if self.network is not None:
+            self._check_network(self.network)
+        return self
+
+    def _check_network(self, network: Network) -> None:
+        kinds = {wanted.kind for wanted in self.inputs.values()}
+        if len(kinds) > 1:
+            raise ValueError("a bare network takes either volumes or images; its inputs become its channels")
+        if "image" in kinds and network.dimensions != 2:
+            raise ValueError("an input of kind image needs network.dimensions: 2")
+        if self.task is Task.CLASSIFICATION:
+            if "volume" in kinds and network.dimensions != 3:
+                raise ValueError("a classification of volumes needs network.dimensions: 3")
+            if network.roi is not None:
+                raise ValueError("a classification sees the whole image: no network.roi")
 
     @property
     def label_names(self) -> dict[int, str]:

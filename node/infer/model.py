@@ -1,13 +1,16 @@
-"""The small protocol behind which every packaging of a model stands, and the choice of the one that runs a package."""
+"""The small protocols behind which every packaging of a model stands, and the choice of the one that runs a package."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Protocol
 
+from node.dicom.assembly import InputPlan
 from node.dicom.volume import Image, Volume
+from node.errors import ModelError
 from node.infer.package import Package
-from node.infer.results import Prediction
+from node.infer.packagings import Adapter
+from node.infer.results import DicomObjects, Labelmap, Prediction
 
 
 class Model(Protocol):
@@ -17,7 +20,7 @@ class Model(Protocol):
         """Run on `inputs`, one for each of the manifest's, every volume regular.
 
         The prediction is in the first input's own geometry. Raises `ModelError` when the model fails, `OutputRefused`
-        when what it returned is no result.
+        when what it returned is no result, `InputRefused` when the inputs do not fit each other or the model.
         """
         ...
 
@@ -26,8 +29,39 @@ class Model(Protocol):
         ...
 
 
-def load_model(package: Package, device: str) -> Model:
-    """The package's model on this torch device, in this process; `ModelError` says what is missing or raised."""
-    from node.infer.bundle import BundleModel
+class DicomModel(Protocol):
+    """A model that reads the DICOM files of its inputs itself."""
 
-    return BundleModel(package.folder, package.manifest, device)
+    def run(self, plans: Mapping[str, InputPlan], key: str) -> DicomObjects | Labelmap:
+        """Run on the files of `plans`, one for each of the manifest's inputs; UIDs of results derive from `key`.
+
+        Raises `ModelError` when the model fails, `OutputRefused` when what it wrote is no result of these inputs.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+        ...
+
+
+def load_model(package: Package, device: str) -> Model | DicomModel:
+    """The package's model on this torch device, in this process; `ModelError` says what is missing or raised."""
+    folder, manifest = package.folder, package.manifest
+    match manifest.adapter:
+        case Adapter.MONAI_BUNDLE:
+            from node.infer.bundle import BundleModel
+
+            return BundleModel(folder, manifest, device)
+        case Adapter.TORCHSCRIPT | Adapter.TORCH_EXPORT:
+            from node.infer.network import NetworkModel
+
+            return NetworkModel(folder, manifest, device)
+        case Adapter.NNUNET:
+            from node.infer.nnunet import NnUNetModel
+
+            return NnUNetModel(folder, manifest, device)
+        case Adapter.COMMAND:
+            from node.infer.command import CommandModel
+
+            return CommandModel(folder, manifest, device)
+    raise ModelError(f"model package {package.name}: there is no adapter {manifest.adapter}")

@@ -1,4 +1,4 @@
-"""Model packages on disk: a MONAI Bundle plus our `dicom.yaml`, found, read and pinned without running any of it.
+"""Model packages on disk: a packaged model plus our `dicom.yaml`, found, read and pinned without running any of it.
 
 Nothing here imports torch or monai or evaluates a bundle's configuration: what runs models does that, after this module
 has said what the package is and that it is the one that an administrator trusted.
@@ -12,10 +12,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from node.errors import ManifestError, ModelError
 from node.infer.manifest import Manifest
+from node.infer.packagings import Adapter, NnUNet
 from node.yamlfile import load_yaml
 
 MANIFEST = "dicom.yaml"
@@ -34,7 +35,7 @@ class Package:
 
     name: str  # the folder's name, which configurations use
     folder: Path
-    version: str  # of configs/metadata.json
+    version: str  # of configs/metadata.json, or of dicom.yaml where there is none
     manifest: Manifest
     digest: str  # of every file, see `digest_package`
 
@@ -55,11 +56,8 @@ def load_package(folder: Path) -> Package:
     if not (folder / MANIFEST).is_file():
         raise ModelError(f"model package {name}: {folder / MANIFEST} is missing; docs/models.md describes it")
     manifest = load_yaml(folder / MANIFEST, Manifest, ManifestError)
-    inference = [path for path in INFERENCE if (folder / path).is_file()]
-    if len(inference) != 1:
-        found = " and ".join(inference) or "none"
-        raise ModelError(f"model package {name}: expected one of {', '.join(INFERENCE)} in {folder}, found {found}")
-    return Package(name, folder, _read_version(name, folder), manifest, digest_package(folder))
+    version = _check_files(name, folder, manifest)
+    return Package(name, folder, version, manifest, digest_package(folder))
 
 
 def is_package_name(name: str) -> bool:
@@ -238,6 +236,28 @@ def _package_files(folder: Path) -> Iterator[str]:
 
 def _is_left_out(name: str) -> bool:
     return name == "__pycache__" or name.startswith(".git")
+
+
+def _check_files(name: str, folder: Path, manifest: Manifest) -> str:
+    """The package's version; `ModelError` where a file is missing that its adapter cannot do without."""
+    if manifest.adapter is Adapter.MONAI_BUNDLE:
+        inference = [path for path in INFERENCE if (folder / path).is_file()]
+        if len(inference) != 1:
+            found = " and ".join(inference) or "none"
+            raise ModelError(f"model package {name}: expected one of {', '.join(INFERENCE)} in {folder}, found {found}")
+        return _read_version(name, folder)
+    wanted: list[str] = []
+    if manifest.network is not None:
+        wanted = [manifest.network.file]
+    elif manifest.adapter is Adapter.NNUNET:
+        trained = manifest.nnunet or NnUNet()
+        files = ["plans.json", "dataset.json", *(f"fold_{fold}/{trained.checkpoint}" for fold in trained.folds)]
+        wanted = [(PurePosixPath(trained.folder) / file).as_posix() for file in files]
+    missing = [path for path in wanted if not (folder / path).is_file()]
+    if missing:
+        raise ModelError(f"model package {name}: {', '.join(missing)} is missing in {folder}")
+    assert manifest.version is not None  # the manifest's own check
+    return manifest.version.strip()
 
 
 def _read_version(name: str, folder: Path) -> str:

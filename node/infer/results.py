@@ -1,15 +1,17 @@
 """What a model returns: results in the input's own geometry, and the checks that every result passes.
 
-A prediction is one of four kinds. Labels and classes are the numbers that the manifest gives meanings to.
+A prediction is one of five kinds. Labels and classes are the numbers that the manifest gives meanings to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 
 from node.dicom.volume import Grid
 from node.errors import OutputRefused
@@ -80,7 +82,17 @@ class Scores:
     remarks: tuple[str, ...] = field(default=())
 
 
-Prediction = Labelmap | Boxes | Landmarks | Scores
+@dataclass(frozen=True)
+class DicomObjects:
+    """Finished DICOM objects that the model itself wrote, checked and under UIDs of this job; none is a result too."""
+
+    datasets: tuple[Dataset, ...]  # with their file meta information, in an order that the job's repetition gives too
+    input: str = "image"  # the manifest's first input: its study is theirs
+    record: Mapping[str, Any] = field(default_factory=dict)  # what a mercure module wrote to result.json
+    remarks: tuple[str, ...] = field(default=())
+
+
+Prediction = Labelmap | Boxes | Landmarks | Scores | DicomObjects
 
 
 def check_labelmap(

@@ -1,0 +1,33 @@
+"""Whatever a model's own code raises, as one sentence of ours."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from node.errors import ModelError, RadnodeError
+
+
+@contextmanager
+def explained(name: str, doing: str) -> Iterator[None]:
+    """Turn anything raised within into a `ModelError`: which model could not `doing`, why, by its innermost cause."""
+    import torch
+
+    try:
+        yield
+    except RadnodeError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"model {name} could not {doing}: the GPU is out of memory") from error
+    except MemoryError as error:
+        raise ModelError(f"model {name} could not {doing}: out of memory") from error
+    except (Exception, SystemExit) as error:  # a model may raise anything, and must not end the node's process
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        logging.getLogger(__name__).debug("model %s could not %s", name, doing, exc_info=error)
+        # TorchScript and torch.export put their own stacks first; what happened stands in the last line.
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        said = lines[-1] if (lines and lines[0].endswith(":")) or "Traceback" in str(cause) else (lines or [""])[0]
+        raise ModelError(f"model {name} could not {doing}: {type(cause).__name__}: {said[:300]}") from error
