@@ -153,6 +153,28 @@ UBERON = {  # Uberon's cross-references (obophenotype/uberon 2026-04-01, uberon-
     "362352005": "Frontal operculum", "362353000": "Parietal operculum", "362357004": "Subcallosal area",
 }  # fmt: skip
 
+# Names that say what their code means in other words, or whose code is the broader concept; without their side.
+ORDINALS = "First Second Third Fourth Fifth Sixth Seventh Eighth Ninth Tenth Eleventh Twelfth".split()
+IN_OTHER_WORDS = {f"rib {number}": f"{ordinal} rib" for number, ordinal in enumerate(ORDINALS, 1)} | {
+    "Tumor core without its enhancing part": "Non-Enhancing Lesion", "Enhancing tumor": "Enhancing Lesion",
+    "Pancreatic tumor": "Neoplasm", "Metastasis": "Neoplasm, Secondary", "Surgical tools": "Instrument, device",
+    "In body": "Internal", "Out of body": "External", "Parenchyma of the kidney": "Renal parenchyma",
+    "Pelvicalyceal system": "Renal collecting system", "Small bowel": "Small intestine",
+    "iliac artery": "Common iliac artery", "iliac vein": "Common iliac vein", "iliopsoas": "Iliopsoas muscle",
+    "gluteus maximus": "Gluteus maximus muscle", "gluteus medius": "Gluteus medius muscle",
+    "gluteus minimus": "Gluteus minimus muscle", "autochthonous muscle of back": "Deep muscle of back",
+    "atrial appendage": "Left auricular appendage", "3rd ventricle": "Third ventricle",
+    "4th ventricle": "Fourth ventricle", "accumbens area": "Nucleus accumbens", "caudate": "Caudate nucleus",
+    "pallidum": "Globus pallidus", "ventral DC": "Ventral Diencephalon", "cerebellum exterior": "Cerebellar cortex",
+    "inferior lateral ventricle": "Inferior horn of lateral ventricle", "entorhinal area": "Entorhinal Cortex",
+    "superior parietal lobule": "Superior parietal cortex", "basal forebrain": "Telencephalon",
+    "calcarine cortex": "Occipital lobe", "middle occipital gyrus": "Occipital lobe",
+    "central operculum": "Operculum of brain", "medial frontal cortex": "Frontal lobe",
+    "precentral gyrus": "Frontal lobe", "precentral gyrus, medial segment": "Frontal lobe",
+    "supplementary motor cortex": "Frontal lobe", "planum polare": "Superior temporal gyrus",
+    "planum temporale": "Superior temporal gyrus",
+}  # fmt: skip
+
 ALL = sorted(EXPECTED)
 SEGMENTING = [name for name in ALL if name in MANIFESTS and MANIFESTS[name].task is Task.SEGMENTATION]
 
@@ -193,6 +215,19 @@ def test_every_label_of_the_bundle_is_named_as_it_is_there(name: str):
                 expected,
                 found[label],
             )
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if not name.endswith("_template")])
+def test_the_code_of_a_finding_is_that_of_its_name(name: str):
+    for finding in findings(MANIFESTS[name]).values():
+        spoken = words(finding.name)
+        unsaid = {word for word in words(finding.type.meaning) if not any(said[:3] == word[:3] for said in spoken)}
+        bare = re.sub("^(Left|Right) ", "", finding.name)
+
+        if unsaid - {"valve"}:
+            assert IN_OTHER_WORDS.get(bare) == finding.type.meaning, finding
+        else:
+            assert bare not in IN_OTHER_WORDS, finding
 
 
 @pytest.mark.parametrize("name", ALL)
