@@ -154,8 +154,7 @@ UBERON = {  # Uberon's cross-references (obophenotype/uberon 2026-04-01, uberon-
 }  # fmt: skip
 
 # Names that say what their code means in other words, or whose code is the broader concept; without their side.
-ORDINALS = "First Second Third Fourth Fifth Sixth Seventh Eighth Ninth Tenth Eleventh Twelfth".split()
-IN_OTHER_WORDS = {f"rib {number}": f"{ordinal} rib" for number, ordinal in enumerate(ORDINALS, 1)} | {
+IN_OTHER_WORDS = {f"rib {number}": code for number, code in enumerate(list(SLICER.values())[:12], 1)} | {
     "Tumor core without its enhancing part": "Non-Enhancing Lesion", "Enhancing tumor": "Enhancing Lesion",
     "Pancreatic tumor": "Neoplasm", "Metastasis": "Neoplasm, Secondary", "Surgical tools": "Instrument, device",
     "In body": "Internal", "Out of body": "External", "Parenchyma of the kidney": "Renal parenchyma",
