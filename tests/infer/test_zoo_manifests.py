@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 from node.dicom.codes import Code
@@ -366,3 +367,30 @@ def test_bundles_that_do_not_turn_their_image_get_it_turned():
     assert {(wanted.orientation, wanted.spacing_mm) for wanted in brats} == {("LPS", (1.0, 1.0, 1.0))}
     assert brain.orientation == "RAS"
     assert MANIFESTS["ventricular_short_axis_3label"].inputs["image"].orientation is None
+
+
+CECT, BRATS, PROSTATE = "renalStructures_CECT_segmentation", "brats_mri_segmentation", "prostate_mri_anatomy"
+
+
+@pytest.mark.parametrize(
+    ("name", "description", "agent", "expected"),
+    [
+        (CECT, "Late arterial 1.0", "Iohexol", "artery"), (CECT, "Corticomedullary", "Iohexol", "artery"),
+        (CECT, "Portal venous 3mm", "Iohexol", "vein"), (CECT, "Nephrographic", "Iohexol", "vein"),
+        (CECT, "Delayed 5 min", "Iohexol", "excret"), (CECT, "Excretory phase", "Iohexol", "excret"),
+        (CECT, "Abdomen native", "", None), (BRATS, "t1_mprage_sag_iso", "", "t1"),
+        (BRATS, "t1_mprage_sag_iso_KM", "Gadobutrol", "t1c"), (BRATS, "t2_tse_tra", "", "t2"),
+        (BRATS, "AX T2 FLAIR", "", "flair"), (BRATS, "t2_tirm_tra_dark-fluid", "", "flair"),
+        (BRATS, "T2*_GRE", "", None), (BRATS, "ep2d_diff", "", None), (PROSTATE, "t2_tse_tra", "", "image"),
+        (PROSTATE, "t2_tse_cor", "", None), ("ventricular_short_axis_3label", "cine SA stack", "", "image"),
+        ("ventricular_short_axis_3label", "sag t2", "", None),
+    ],
+)  # fmt: skip
+def test_a_series_is_at_most_one_input_and_the_right_one(name: str, description: str, agent: str, expected: str | None):
+    series = Dataset()
+    series.Modality = "CT" if name == CECT else "MR"
+    series.SeriesDescription, series.ContrastBolusAgent = description, agent
+
+    fitting = [key for key, wanted in MANIFESTS[name].inputs.items() if wanted.when.matches(series)]
+
+    assert fitting == ([expected] if expected else [])
