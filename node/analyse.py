@@ -10,11 +10,10 @@ from datetime import datetime
 from node import __version__
 from node.dicom.assembly import InputPlan
 from node.dicom.pixels import read_input
-from node.dicom.volume import Image, Volume
-from node.infer.model import Model
+from node.infer.model import DicomModel, Model
 from node.infer.package import Package
 from node.infer.regular import inputs_as_seen, prediction_as_sent
-from node.infer.results import Prediction
+from node.infer.results import DicomObjects
 from node.report.findings import Findings, Measured, measure
 from node.report.results import Result, make_results
 from node.report.subject import Subject
@@ -26,34 +25,26 @@ STAGES = ("read", "infer", "measure", "report")
 class Analysis:
     """What came of one run."""
 
-    findings: Findings
+    plan: InputPlan  # of the input that the results refer to
+    findings: Findings | None  # None where the model wrote finished DICOM objects, which speak for themselves
     results: tuple[Result, ...]
     seconds: dict[str, float]  # per stage
 
     @property
     def subject(self) -> Subject:
-        """What the results are of."""
+        """What radnode's own results are of; there is none where the model wrote finished objects."""
+        assert self.findings is not None
         return self.findings.subject
-
-    @property
-    def source(self) -> Volume | Image:
-        """The input that the results refer to."""
-        return self.findings.subject.source
-
-    @property
-    def prediction(self) -> Prediction:
-        """What the model returned."""
-        return self.findings.subject.prediction
 
     @property
     def measurements(self) -> Sequence[Measured]:
         """What was measured of each finding."""
-        return self.findings.measurements
+        return self.findings.measurements if self.findings else ()
 
 
 def analyse(
     package: Package,
-    model: Model,
+    model: Model | DicomModel,
     plans: Mapping[str, InputPlan],
     *,
     key: str,
@@ -78,18 +69,33 @@ def analyse(
             progress(stage)
 
     begin("read")
-    sources = {name: read_input(plan) for name, plan in plans.items()}
-    begin("infer", "read")
-    seen = inputs_as_seen(sources, package.manifest)
-    prediction = model.predict(seen)
-    prediction = prediction_as_sent(prediction, seen[prediction.input], sources[prediction.input])
-    begin("measure", "infer")
+    if isinstance(model, DicomModel):  # it reads the files itself
+        begin("infer", "read")
+        prediction = model.run(plans, key)
+        plan = plans[prediction.input]
+        begin("measure", "infer")
+        if isinstance(prediction, DicomObjects):
+            begin("report", "measure")
+            results = tuple(
+                Result(f"object-{number:03d}", dataset) for number, dataset in enumerate(prediction.datasets, 1)
+            )
+            begin("", "report")
+            return Analysis(plan, None, results, seconds)
+        source = read_input(plan)
+    else:
+        sources = {name: read_input(plan) for name, plan in plans.items()}
+        begin("infer", "read")
+        seen = inputs_as_seen(sources, package.manifest)
+        prediction = model.predict(seen)
+        prediction = prediction_as_sent(prediction, seen[prediction.input], sources[prediction.input])
+        plan, source = plans[prediction.input], sources[prediction.input]
+        begin("measure", "infer")
     findings = measure(
         Subject(
             key=key,
             created=created,
-            source=sources[prediction.input],
-            sources=plans[prediction.input].headers,
+            source=source,
+            sources=plan.headers,
             prediction=prediction,
             manifest=package.manifest,
             model_name=package.name,
@@ -101,4 +107,4 @@ def analyse(
     begin("report", "measure")
     results = make_results(findings)
     begin("", "report")
-    return Analysis(findings, results, seconds)
+    return Analysis(plan, findings, results, seconds)

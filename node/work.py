@@ -27,7 +27,9 @@ from node.dicom.selection import select_input
 from node.errors import ArchiveError, InputRefused, ModelError, OutputRefused, RadnodeError
 from node.infer.device import choose_device
 from node.infer.hosted import HostedModel, probe_protections
+from node.infer.model import DicomModel, Model, open_model
 from node.infer.package import Package
+from node.infer.packagings import Adapter
 from node.infer.shelf import PackageShelf
 from node.queue import (
     LEASE_S,
@@ -84,13 +86,17 @@ class WarmModels:
         self._memory_bytes = memory_bytes
         self.warm_bytes = warm_bytes
         self._models: dict[str, HostedModel] = {}  # by digest, the one that was used last at the end
+        self._asked: HostedModel | None = None  # the one that was asked for last
 
-    def get(self, package: Package) -> HostedModel:
-        """The package's model: loaded, or a process that has begun to load it."""
+    def get(self, package: Package) -> Model | DicomModel:
+        """The package's model: loaded, or a process that has begun to load it; a program, which is nothing to keep."""
+        if package.manifest.adapter is Adapter.COMMAND:
+            self._asked = None
+            return open_model(package, self.device)
         model = self._models.pop(package.digest, None)
         if model is None:
             model = HostedModel(package, self.device, memory_bytes=self._memory_bytes)
-        self._models[package.digest] = model
+        self._models[package.digest] = self._asked = model
         return model
 
     def make_room(self) -> None:
@@ -108,8 +114,8 @@ class WarmModels:
 
     def stop_last(self, why: str) -> None:
         """Kill the process of the model that was asked for last, from any thread; its run fails with this sentence."""
-        for model in list(self._models.values())[-1:]:
-            model.stop(why)
+        if self._asked is not None:  # a program keeps its own time, and ends with this worker
+            self._asked.stop(why)
 
     def close(self) -> None:
         """End all of them."""

@@ -69,8 +69,8 @@ def test_stages_come_in_order_and_are_timed(plan: VolumePlan) -> None:
     analysis = analyse(make_package(), model, {"image": plan}, key="job", created=CREATED, progress=told.append)
     assert tuple(told) == STAGES == tuple(analysis.seconds)
     assert all(seconds >= 0 for seconds in analysis.seconds.values())
-    assert analysis.source is model.inputs["image"]
-    assert analysis.prediction is model.prediction
+    assert analysis.subject.source is model.inputs["image"]
+    assert analysis.subject.prediction is model.prediction
     assert [result.kind for result in analysis.results] == ["seg", "sr"]
     assert [row["value"] for row in analysis.measurements[0].rows() if row["measurement"] == "mean"] == [40]
 
@@ -100,7 +100,7 @@ def test_results_refer_to_the_input_that_the_model_names(tmp_path: Path, plan: V
     plans = {"image": plan, "second": other}
     analysis = analyse(package_of(manifest), Saying(scores), plans, key="job", created=CREATED)
     (result,) = analysis.results
-    assert analysis.source.series_uid == other.series_uid
+    assert analysis.subject.source.series_uid == other.series_uid
     (study,) = result.dataset.CurrentRequestedProcedureEvidenceSequence
     assert [series.SeriesInstanceUID for series in study.ReferencedSeriesSequence] == [other.series_uid]
 

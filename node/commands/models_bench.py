@@ -26,7 +26,7 @@ from node.queue import job_key
 if TYPE_CHECKING:
     from node.analyse import Analysis
     from node.dicom.assembly import InputPlan
-    from node.infer.model import Model
+    from node.infer.model import DicomModel, Model
 
 _INSIDE = ("preprocess", "network", "postprocess")  # parts of `infer`, as the model itself times them
 _NOTES = (
@@ -80,7 +80,9 @@ def bench(options: Namespace) -> int:
     return 0
 
 
-def measure(package: Package, model: Model, plans: Mapping[str, InputPlan], memory: ResidentMemory, device: str) -> Run:
+def measure(
+    package: Package, model: Model | DicomModel, plans: Mapping[str, InputPlan], memory: ResidentMemory, device: str
+) -> Run:
     """One run, timed."""
     from node.analyse import analyse
 

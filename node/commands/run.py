@@ -24,7 +24,7 @@ from node.queue import job_key
 
 if TYPE_CHECKING:
     from node.analyse import Analysis
-    from node.infer.model import Model
+    from node.infer.model import DicomModel, Model
 
 
 def run(options: Namespace) -> int:
@@ -53,19 +53,15 @@ def run(options: Namespace) -> int:
     return _tell(outcomes, package, as_json=options.json)
 
 
-def _open_model(package: Package, options: Namespace) -> Model:
-    """The model, in a process of its own as a worker runs it, or loaded into this one to look for a mistake in it."""
+def _open_model(package: Package, options: Namespace) -> Model | DicomModel:
+    """The model as a worker runs it, loaded: a package that cannot be is told once, and not for each study."""
     from node.infer.device import choose_device
-
-    device = choose_device(options.device)
-    if options.in_process:
-        from node.infer.model import load_model
-
-        return load_model(package, device)
     from node.infer.hosted import HostedModel
+    from node.infer.model import open_model
 
-    model = HostedModel(package, device)
-    model.load()  # a package that cannot be loaded is told once, and not for each study
+    model = open_model(package, choose_device(options.device), in_process=options.in_process)
+    if isinstance(model, HostedModel):
+        model.load()
     return model
 
 
@@ -111,12 +107,13 @@ def write_outcome(analysis: Analysis, folder: Path) -> dict[str, object]:
         file = folder / f"{result.kind}.dcm"
         file.write_bytes(result.encode())
         files.append(str(file))
-    picture = folder / "preview.png"
-    render_preview(analysis.findings).save(picture)
-    files.append(str(picture))
+    if analysis.findings is not None:
+        picture = folder / "preview.png"
+        render_preview(analysis.findings).save(picture)
+        files.append(str(picture))
     return {
-        "series": analysis.source.series_uid,
-        "slices": len(analysis.subject.source_slices),
+        "series": analysis.plan.series_uid,
+        "slices": len(analysis.plan.slices),
         "measurements": [row for measurement in analysis.measurements for row in measurement.rows()],
         "files": files,
         "seconds": {stage: round(seconds, 2) for stage, seconds in analysis.seconds.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from node.dicom.assembly import InputPlan
 from node.dicom.volume import Image, Volume
@@ -29,6 +29,7 @@ class Model(Protocol):
         ...
 
 
+@runtime_checkable
 class DicomModel(Protocol):
     """A model that reads the DICOM files of its inputs itself."""
 
@@ -42,6 +43,21 @@ class DicomModel(Protocol):
     def close(self) -> None:
         """Let go of what it holds."""
         ...
+
+
+def open_model(
+    package: Package, device: str, *, memory_bytes: int | None = None, in_process: bool = False
+) -> Model | DicomModel:
+    """The package's model as a worker runs it: in a confined process of its own, which loads when it is first needed.
+
+    A program or container starts processes itself, which the confinement would forbid, and has walls of its own
+    (`node.infer.command`). `in_process` loads the model into this process, to look for a mistake in it.
+    """
+    if in_process or package.manifest.adapter is Adapter.COMMAND:
+        return load_model(package, device)
+    from node.infer.hosted import HostedModel
+
+    return HostedModel(package, device, memory_bytes=memory_bytes)
 
 
 def load_model(package: Package, device: str) -> Model | DicomModel:

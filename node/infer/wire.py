@@ -238,6 +238,8 @@ def describe_prediction(prediction: Prediction) -> dict[str, Any]:
         case Scores(values=values, exclusive=exclusive):
             rows = [{str(label): value for label, value in row.items()} for row in values]
             return common | {"kind": "scores", "values": rows, "exclusive": exclusive}
+        case _:
+            raise OutputRefused("the model returned DICOM objects, which only a program with folders of its own may")
 
 
 _KINDS = {

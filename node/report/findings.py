@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from pydicom.dataset import Dataset
 
-from node.infer.results import Boxes, Labelmap, Landmarks
+from node.infer.results import Boxes, DicomObjects, Labelmap, Landmarks, Scores
 from node.report.boxes import BoxFindings
 from node.report.landmarks import LandmarkFindings
 from node.report.page import Line, Panel
@@ -64,5 +64,7 @@ def measure(subject: Subject) -> Findings:
             return BoxFindings(subject, boxes)
         case Landmarks() as landmarks:
             return LandmarkFindings(subject, landmarks)
-        case scores:
+        case Scores() as scores:
             return ScoreFindings(subject, scores)
+        case DicomObjects():
+            raise TypeError("finished objects are no findings of radnode's own")
