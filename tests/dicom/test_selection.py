@@ -252,13 +252,13 @@ def test_contrast_agent(tmp_path: Path, add: Build, values: dict[str, Any], *, g
 
 def test_largest_step_of_an_irregular_stack_counts(tmp_path: Path) -> None:
     headers = {}
-    for index, path in enumerate(write_series(tmp_path, np.zeros((9, 4, 4), np.int16))):
+    for index, path in enumerate(write_series(tmp_path, np.zeros((14, 4, 4), np.int16))):
         dataset = dcmread(path)
-        dataset.ImagePositionPatient = ["0", "0", str(2 * index if index < 5 else 8 + 5 * (index - 4))]
+        dataset.ImagePositionPatient = ["0", "0", str(2 * index if index < 7 else 12 + 5 * (index - 6))]
         dataset.save_as(path)
         headers[path] = read_header(path)
     assembly = assemble_volumes(headers)
-    assert assembly.volumes[0].grid.spacing_mm[0] == pytest.approx(3.5)
+    assert assembly.volumes[0].grid.spacing_mm[0] == pytest.approx(47 / 13)
     select_input(assembly, Input.model_validate({"limits": {"spacing_max_mm": 5}}))
     with pytest.raises(InputRefused, match=r"its voxels are 5\.00 mm apart, the model takes up to 4 mm"):
         select_input(assembly, Input.model_validate({"limits": {"spacing_max_mm": 4}}))

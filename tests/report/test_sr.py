@@ -39,7 +39,11 @@ def voxels_of(case: Case, label: int) -> np.ndarray:
     for path, labels in zip(case.plan.paths, case.labels, strict=True):
         dataset = dcmread(path, force=True)
         slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
-        values.append(dataset.pixel_array.astype(np.float64)[labels == label] * slope + intercept)
+        stored = dataset.pixel_array[labels == label]
+        real = stored.astype(np.float64) * slope + intercept
+        if "PixelPaddingValue" in dataset:  # outside of the scanned circle lies air
+            real[stored == np.array(dataset.PixelPaddingValue).astype(stored.dtype)] = -1024
+        values.append(real)
     return np.concatenate(values)
 
 
@@ -95,7 +99,13 @@ def test_dcmqi_reads_our_measurements(case: Case, request: pytest.FixtureRequest
 @pytest.mark.parametrize(
     ("modality", "changes", "quantity", "unit"),
     [
-        ("sarcoma_pet", {"Units": "BQML"}, ("110821", "Nuclear Medicine Tomographic Activity"), "Bq/ml"),
+        ("sarcoma_pet", {"Units": "BQML"}, ("126401", "SUVbw"), "g/ml{SUVbw}"),
+        (
+            "sarcoma_pet",
+            {"Units": "BQML", "PatientWeight": None},
+            ("110821", "Nuclear Medicine Tomographic Activity"),
+            "Bq/ml",
+        ),
         ("sarcoma_pet", {"Units": "GML", "SUVType": "BW"}, ("126401", "SUVbw"), "g/ml{SUVbw}"),
         ("sarcoma_pet", {"Units": "GML", "SUVType": "LBM"}, ("110821", "Nuclear Medicine Tomographic Activity"), "1"),
         ("sarcoma_pet", {"Modality": "OT"}, None, ""),
@@ -103,7 +113,12 @@ def test_dcmqi_reads_our_measurements(case: Case, request: pytest.FixtureRequest
     ],
 )
 def test_quantity_and_unit_follow_the_header(
-    case_of: CaseOf, tmp_path: Path, modality: str, changes: dict[str, str], quantity: tuple[str, str] | None, unit: str
+    case_of: CaseOf,
+    tmp_path: Path,
+    modality: str,
+    changes: dict[str, str | None],
+    quantity: tuple[str, str] | None,
+    unit: str,
 ) -> None:
     headers = []
     for header in case_of(modality).plan.headers:
