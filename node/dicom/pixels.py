@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from node.dicom.assembly import ImagePlan, InputPlan, VolumePlan
 from node.dicom.decode import OpenInstance, open_instance
@@ -115,8 +116,27 @@ def read_image(plan: ImagePlan) -> Image:
         study_uid=plan.study_uid,
         modality=plan.modality,
         spacing_mm=image_spacing_mm(plan.header),
-        attributes=_attributes(plan.header),
+        attributes=_attributes(plan.header) | _window(plan.header),
     )
+
+
+def _window(header: Dataset) -> dict[str, str]:
+    """The display window of a grey image in the values of `read_image`, by keyword; nothing where it says none.
+
+    Of several windows the first counts (PS3.3 C.11.2.1.2). It is turned over with a MONOCHROME1 image.
+    """
+    try:
+        centre, width = (
+            float(value[0] if isinstance(value, MultiValue) else value)
+            for value in (header.get("WindowCenter"), header.get("WindowWidth"))
+        )
+    except Exception:  # pydicom raises many kinds for values that it cannot convert; they count as absent
+        return {}
+    if not np.isfinite((centre, width)).all() or width <= 0:
+        return {}
+    if header.get("PhotometricInterpretation") == "MONOCHROME1":
+        centre = float(sum(read_rescale(header, str(header.SOPInstanceUID)).bounds(*stored_range(header)))) - centre
+    return {"WindowCenter": f"{centre:.10g}", "WindowWidth": f"{width:.10g}"}
 
 
 def image_spacing_mm(header: Dataset) -> tuple[float, float] | None:

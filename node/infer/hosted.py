@@ -249,16 +249,17 @@ class _Host:
             wait_s = min(deadline - time.monotonic(), _LOOK_S)
             if wait_s <= 0:
                 raise ModelError(f"model {self.name}: {late}")
-            ready = {number for number, _ in poll.poll(wait_s * 1000)}
+            message = self._channel.read_arrived()
+            ready = {number for number, _ in poll.poll(wait_s * 1000)} if message is None else set()
             if self._channel.fileno() in ready:
                 try:
                     message = self._channel.read_some()
                 except (EOFError, ConnectionResetError):
                     raise self._ended() from None
-                if message is not None:
-                    if message.get("asked", 0) != self._asked:
-                        raise ModelError(f"model {self.name}: its process answered what it was not asked")
-                    return message
+            if message is not None:
+                if message.get("asked", 0) != self._asked:
+                    raise ModelError(f"model {self.name}: its process answered what it was not asked")
+                return message
             if self._lifeline.fileno() in ready:
                 self._listen()
                 if self._status is not None and self._channel.fileno() not in ready:  # what it said last comes first

@@ -84,6 +84,10 @@ class Channel:
         self._buffer += data
         return self._take()
 
+    def read_arrived(self) -> dict[str, Any] | None:
+        """A whole message that came together with the one before it: no poll tells of it any more."""
+        return self._take()
+
     def close(self) -> None:
         """Close this end."""
         self._end.close()

@@ -141,6 +141,20 @@ def test_monochrome1_is_turned_over(tmp_path: Path, signed: bool) -> None:
     np.testing.assert_array_equal(read(path).array[0], (low + high - stored.astype(float)) * 2 + 5)
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_the_window_shows_the_same_whichever_way_round(tmp_path: Path, photometric: str) -> None:
+    stored = RNG.integers(0, 4096, (64, 48)).astype(np.uint16)
+    path = write_image(
+        tmp_path / "image.dcm", stored.tobytes(), PhotometricInterpretation=photometric, BitsAllocated=16,
+        BitsStored=12, RescaleSlope="2", RescaleIntercept="5", WindowCenter=["1005", "7"], WindowWidth=["400", "8"],
+    )  # fmt: skip
+    image = read(path)
+    centre, width = (float(image.attributes[keyword]) for keyword in ("WindowCenter", "WindowWidth"))
+    assert width == 400
+    brighter = np.argsort(np.abs(stored.astype(float) * 2 + 5 - 1005), axis=None)[:1]  # the pixel nearest the centre
+    assert abs(image.array[0].flat[brighter[0]] - centre) <= 2
+
+
 def test_padding_is_dark_whichever_way_round(tmp_path: Path) -> None:
     stored = RNG.integers(100, 4000, (64, 48)).astype(np.uint16)
     stored[:3] = 4095

@@ -404,6 +404,20 @@ def test_a_package_that_cannot_be_loaded_says_why(arena: Arena) -> None:
     hosted.close()
 
 
+def test_a_model_that_was_ready_before_anyone_asked(arena: Arena) -> None:
+    """Both messages of its start lie there by then, and are read at once."""
+    hosted = HostedModel(arena.package("early"), "cpu")
+    host = hosted._host
+    assert host is not None
+    deadline = time.monotonic() + 60
+    while host.resident_bytes() < 100_000_000 and time.monotonic() < deadline:  # torch is loaded
+        time.sleep(0.1)
+    time.sleep(3)  # and the model
+    hosted.load()
+    assert hosted.protections
+    hosted.close()
+
+
 def test_warm_models_stay_within_their_memory(arena: Arena) -> None:
     first, second = arena.package("warm1"), arena.package("warm2")
     (second.folder / "plan.json").write_text("{}")
