@@ -29,6 +29,7 @@ class Analysis:
     findings: Findings | None  # None where the model wrote finished DICOM objects, which speak for themselves
     results: tuple[Result, ...]
     seconds: dict[str, float]  # per stage
+    remarks: tuple[str, ...] = ()  # what the run wants said
 
     @property
     def subject(self) -> Subject:
@@ -80,7 +81,7 @@ def analyse(
                 Result(f"object-{number:03d}", dataset) for number, dataset in enumerate(prediction.datasets, 1)
             )
             begin("", "report")
-            return Analysis(plan, None, results, seconds)
+            return Analysis(plan, None, results, seconds, prediction.remarks)
         source = read_input(plan)
     else:
         sources = {name: read_input(plan) for name, plan in plans.items()}
@@ -107,4 +108,4 @@ def analyse(
     begin("report", "measure")
     results = make_results(findings)
     begin("", "report")
-    return Analysis(plan, findings, results, seconds)
+    return Analysis(plan, findings, results, seconds, prediction.remarks)

@@ -192,7 +192,7 @@ def _keep_result(archive: Archive, job: Job, result) -> NewResult:
 def _tell(analysis: Analysis) -> str:
     kinds = " and ".join(result.kind.upper() for result in analysis.results)
     times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in analysis.seconds.items())
-    return f"{kinds} made ({times})"
+    return " ".join([f"{kinds} made ({times})", *analysis.remarks])
 
 
 def _timeout_s(shelf: PackageShelf, job: Job) -> float:

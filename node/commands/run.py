@@ -114,6 +114,7 @@ def write_outcome(analysis: Analysis, folder: Path) -> dict[str, object]:
     return {
         "series": analysis.plan.series_uid,
         "slices": len(analysis.plan.slices),
+        "remarks": list(analysis.remarks),
         "measurements": [row for measurement in analysis.measurements for row in measurement.rows()],
         "files": files,
         "seconds": {stage: round(seconds, 2) for stage, seconds in analysis.seconds.items()},
@@ -138,6 +139,8 @@ def _tell(outcomes: list[tuple[str, dict[str, object] | RadnodeError]], package:
             continue
         print(f"  series {outcome['series']}, {outcome['slices']} slices, {package.name} {package.version}\n")
         print_measurements(outcome["measurements"])  # pyright: ignore[reportArgumentType]
+        for remark in outcome["remarks"]:  # pyright: ignore[reportGeneralTypeIssues]
+            print(f"\n  {remark}")
         seconds: dict[str, float] = outcome["seconds"]  # pyright: ignore[reportAssignmentType]
         print("\n  " + ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items()))
         for file in outcome["files"]:  # pyright: ignore[reportGeneralTypeIssues]

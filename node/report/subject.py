@@ -57,6 +57,11 @@ class Subject(Origin):
     source: Volume | Image
     prediction: Prediction
 
+    def algorithm_parameters(self) -> dict[str, str]:
+        """As of every result, and what the run itself wants said, such as a step down for lack of memory."""
+        remarks = {f"remark {number}": remark for number, remark in enumerate(self.prediction.remarks, 1)}
+        return super().algorithm_parameters() | remarks
+
     @property
     def volume(self) -> Volume:
         """The source where only a volume will do."""

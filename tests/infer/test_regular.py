@@ -56,6 +56,7 @@ def test_a_tilted_head_is_seen_upright_and_marked_on_its_own_slices(shared_data:
     assert labels.array.shape == source.array.shape
     assert dice(labels.array > 0, source.array > 300) > 0.9
     assert "resampled" in labels.remarks[0]
+    assert analysis.remarks == labels.remarks
     seg = next(result for result in analysis.results if result.kind == "seg").dataset
     named = {
         str(groups.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID)
@@ -63,6 +64,8 @@ def test_a_tilted_head_is_seen_upright_and_marked_on_its_own_slices(shared_data:
     }
     assert named <= {ref.sop_instance_uid for ref in plan.slices}
     assert len(named) > 40
+    algorithm = seg.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
+    assert "gantry tilt" in algorithm.AlgorithmParameters
 
 
 def test_landmarks_of_a_tilted_head_return_to_the_slice_that_they_lie_on(shared_data: Path) -> None:
