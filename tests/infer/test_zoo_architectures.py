@@ -1,4 +1,4 @@
-"""Architectures of Model Zoo bundles with random weights, by the bundles' own last steps: bounded or not, one label map.
+"""Architectures of the zoo with random weights, by the bundles' own last steps: bounded or not, one label map.
 
 The bundles themselves are not here: `python -m tests.benchmark.zoo` runs all 25 of a checkout. What stands here are
 facts of their configurations: the class of the network and its arguments, the sliding window, the order of the last
@@ -123,13 +123,7 @@ def test_bounded_memory_gives_the_same_label_map(tmp_path: Path, monkeypatch: py
     config = configuration(resample=name != "brats_mri_segmentation")
     config |= {"network_def": network, "inferer": inferer, "imports": ["$import torch"]}
     config["postprocessing"]["transforms"] = [*steps, config["postprocessing"]["transforms"][-1]]
-    config["handlers"].append(
-        {
-            "_target_": "CheckpointLoader",
-            "load_path": "$@bundle_root + '/models/model.pt'",
-            "load_dict": {"model": "@network"},
-        }
-    )
+    config["handlers"].append(loads("models/model.pt"))
     folder = tmp_path / name
     (folder / "configs").mkdir(parents=True)
     (folder / "configs" / "inference.json").write_text(json.dumps(config))
