@@ -166,6 +166,7 @@ class Manifest(Section):
     activation: Literal["none", "sigmoid", "softmax"] = "none"  # what makes probabilities of a classifier's output
     exclusive: bool = True  # whether exactly one class holds
     boxes: BoxKeys = Field(default_factory=BoxKeys)
+    absent_within_px: Number = Field(default=0, ge=0)  # a landmark this near to the first pixel is none
     task: Task = Task.SEGMENTATION
     segments: dict[Annotated[int, Field(ge=1, le=65535)], Segment] = Field(default_factory=dict)
     classes: dict[Annotated[int, Field(ge=0, le=65535)], Finding] = Field(default_factory=dict)

@@ -343,6 +343,9 @@ class Threshold(torch.nn.Module):
     for frame, (row, column) in enumerate(places):
         array[frame, row, column] = 1
     found = load(config, network=network, **parts).predict({"image": planar(array)})
+    near = load(config, network=network, **parts, absent_within_px=13).predict({"image": planar(array)})
+    assert isinstance(near, Landmarks)
+    assert [point.frame for point in near.points] == [0, 2]  # row 12, column 4 is nearer to the corner
     assert isinstance(found, Landmarks)
     assert [(point.label, point.frame, point.row, point.column) for point in found.points] == [
         (0, frame, row, column) for frame, (row, column) in enumerate(places)
