@@ -129,9 +129,8 @@ def read_landmarks(item: Item, manifest: Manifest, source: Volume | Image, name:
     for frame in range(frames):
         for number in manifest.classes:
             column, row = raw[frame, :, number]
-            if (
-                0 <= column <= columns - 1 and 0 <= row <= rows - 1
-            ):  # a point that is not in the image is set outside it
+            inside = 0 <= column <= columns - 1 and 0 <= row <= rows - 1  # what is not in the image is set outside it
+            if inside and (not manifest.absent_within_px or np.hypot(column, row) > manifest.absent_within_px):
                 points.append(Landmark(number, frame, float(row), float(column)))
     return Landmarks(tuple(points), name)
 
