@@ -8,11 +8,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from node.dicom.codes import Code
 from node.dicom.conditions import When
-from node.infer.packagings import Adapter, Command, Network, NnUNet
+from node.infer.packagings import Adapter, Command, Network, NnUNet, Orientation
 from node.yamlfile import Number, Section, WholeNumber
 
 
@@ -43,15 +43,6 @@ CIELabTriplet = tuple[
 Positive = Annotated[Number, Field(gt=0)]
 
 
-def _check_axcodes(value: str) -> str:
-    if sorted("LAS"["LRAPSI".find(letter) // 2] for letter in value if letter in "LRAPSI") != ["A", "L", "S"]:
-        raise ValueError(f"found {value!r}; expected three letters such as RAS, as MONAI's Orientationd takes them")
-    return value
-
-
-Axcodes = Annotated[str, AfterValidator(_check_axcodes)]
-
-
 class Rank(StrEnum):
     """How candidates for an input are ranked; the first rule that tells two volumes apart decides."""
 
@@ -79,7 +70,7 @@ class Input(Section):
     when: When = Field(default_factory=When)  # conditions on DICOM keywords
     rank: tuple[Rank, ...] = (Rank.THINNEST, Rank.SOFTEST_KERNEL, Rank.MOST_SLICES)
     limits: Limits = Field(default_factory=Limits)
-    orientation: Axcodes | None = None  # turned so before the bundle sees it; None: as it was acquired
+    orientation: Orientation | None = None  # turned so before the bundle sees it; None: as it was acquired
     spacing_mm: tuple[Positive, Positive, Positive] | None = None  # x, y, z of that orientation: resampled so before
     rgb: bool = False  # an image as 8 bit RGB in its display window, as a JPEG of it would be
     onto_first: bool = False  # resample this input onto the grid of the first one

@@ -222,3 +222,41 @@ def test_checkpoint_that_cannot_be_used(tmp_path: Path, look: Look, index: int) 
     assert remark.verdict == "wrong"
     assert remark.says.startswith("models/model.pt: ")
     assert not (tmp_path / "owned").exists()
+
+
+OTHER = """
+title: Another packaging
+version: "1.0"
+intended_use: Tests.
+licence_code: MIT
+licence_weights: none
+inputs: {image: {}}
+"""
+SEGMENTS = "segments: {1: {name: Marker, type: [99TEST, '1', Marker]}}\n"
+
+
+@pytest.mark.parametrize(
+    ("section", "files", "expected"),
+    [
+        ("adapter: torchscript\nnetwork: {file: model.ts}\n" + SEGMENTS, {}, ("wrong", "model.ts is missing")),
+        ("adapter: torchscript\nnetwork: {file: m.ts}\n" + SEGMENTS, {"m.ts": b"x"}, ("good", "m.ts is there")),
+        ("adapter: nnunet\n" + SEGMENTS, {"plans.json": b"{}"}, ("wrong", "./dataset.json is missing")),
+        (
+            "adapter: nnunet\nnnunet: {folder: f, folds: ['1']}\n" + SEGMENTS,
+            {"f/fold_1/checkpoint_final.pth": b"x"},
+            ("good", "f/fold_1/checkpoint_final.pth is there"),
+        ),
+        (
+            "adapter: command\ntask: objects\ncommand: {run: ['{package}/run.py']}\n",
+            {"run.py": b"x"},
+            ("wrong", "there is no program {folder}/run.py that may be run"),
+        ),
+        ("adapter: command\ntask: objects\ncommand: {run: [python3]}\n", {}, ("good", "it runs python3")),
+    ],
+)
+def test_files_of_other_packagings(
+    tmp_path: Path, section: str, files: dict[str, bytes], expected: tuple[str, str]
+) -> None:
+    folder = write(tmp_path / "other", {"dicom.yaml": (OTHER + section).encode(), **files})
+    verdict, sentence = expected
+    assert (verdict, sentence.replace("{folder}", str(folder))) in said(inspect_package(load_package(folder)))
