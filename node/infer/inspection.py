@@ -22,7 +22,7 @@ import yaml
 from node.errors import ModelError
 from node.infer.manifest import Manifest, Task
 from node.infer.package import INFERENCE, METADATA, Package
-from node.infer.packagings import Adapter, NnUNet
+from node.infer.packagings import Adapter
 from node.infer.weights import count_weights
 
 REQUIRED = ("network_def", "inferer", "evaluator", "dataset", "preprocessing")
@@ -43,7 +43,7 @@ class Remark:
 def inspect_package(package: Package, *, weights: bool = False) -> list[Remark]:
     """What is wrong or doubtful about a package, the worst first; `weights` also reads the checkpoints."""
     try:
-        looked = _inspect_bundle(package, read=weights) if _is_bundle(package) else _look_for_files(package)
+        looked = _inspect_bundle(package, read=weights) if _is_bundle(package) else _look_for_program(package)
         remarks = [*looked, *_compare_licences(package)]
     except ModelError as error:
         return [Remark("wrong", str(error))]
@@ -63,24 +63,16 @@ def _inspect_bundle(package: Package, *, read: bool) -> Iterator[Remark]:
     yield from _compare_labels(package.manifest, metadata)
 
 
-def _look_for_files(package: Package) -> Iterator[Remark]:
-    """Whether what a packaging other than a bundle runs is there."""
-    manifest, needed = package.manifest, []
-    if manifest.network is not None:
-        needed = [manifest.network.file]
-    elif manifest.adapter is Adapter.NNUNET:
-        settings = manifest.nnunet or NnUNet()
-        folds = [f"fold_{fold}/{settings.checkpoint}" for fold in settings.folds]
-        needed = [f"{settings.folder}/{name}" for name in ("plans.json", "dataset.json", *folds)]
-    elif manifest.command is not None and manifest.command.run:
-        program = manifest.command.run[0].replace("{package}", str(package.folder.absolute()))
-        if shutil.which(program) is None:
-            yield Remark("wrong", f"there is no program {program} that may be run")
-        else:
-            yield Remark("good", f"it runs {program}")
-    for name in needed:
-        there = (package.folder / name).is_file()
-        yield Remark("good" if there else "wrong", f"{name} is {'there' if there else 'missing'}")
+def _look_for_program(package: Package) -> Iterator[Remark]:
+    """Whether a packaging that runs a program has one; the files of the others `load_package` has looked for."""
+    command = package.manifest.command
+    if command is None or not command.run:
+        return
+    program = command.run[0].replace("{package}", str(package.folder.absolute()))
+    if shutil.which(program) is None:
+        yield Remark("wrong", f"there is no program {program} that may be run")
+    else:
+        yield Remark("good", f"it runs {program}")
 
 
 def _read(folder: Path, *places: str) -> dict[str, Any]:

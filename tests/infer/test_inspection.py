@@ -238,13 +238,10 @@ SEGMENTS = "segments: {1: {name: Marker, type: [99TEST, '1', Marker]}}\n"
 @pytest.mark.parametrize(
     ("section", "files", "expected"),
     [
-        ("adapter: torchscript\nnetwork: {file: model.ts}\n" + SEGMENTS, {}, ("wrong", "model.ts is missing")),
-        ("adapter: torchscript\nnetwork: {file: m.ts}\n" + SEGMENTS, {"m.ts": b"x"}, ("good", "m.ts is there")),
-        ("adapter: nnunet\n" + SEGMENTS, {"plans.json": b"{}"}, ("wrong", "./dataset.json is missing")),
         (
-            "adapter: nnunet\nnnunet: {folder: f, folds: ['1']}\n" + SEGMENTS,
-            {"f/fold_1/checkpoint_final.pth": b"x"},
-            ("good", "f/fold_1/checkpoint_final.pth is there"),
+            "adapter: torchscript\nnetwork: {file: m.ts}\n" + SEGMENTS,
+            {"m.ts": b"x"},
+            ("warning", "the package has no LICENSE file"),
         ),
         (
             "adapter: command\ntask: objects\ncommand: {run: ['{package}/run.py']}\n",
@@ -254,7 +251,7 @@ SEGMENTS = "segments: {1: {name: Marker, type: [99TEST, '1', Marker]}}\n"
         ("adapter: command\ntask: objects\ncommand: {run: [python3]}\n", {}, ("good", "it runs python3")),
     ],
 )
-def test_files_of_other_packagings(
+def test_packages_of_other_packagings(
     tmp_path: Path, section: str, files: dict[str, bytes], expected: tuple[str, str]
 ) -> None:
     folder = write(tmp_path / "other", {"dicom.yaml": (OTHER + section).encode(), **files})
