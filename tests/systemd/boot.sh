@@ -63,9 +63,12 @@ for unit in systemd-tmpfiles-setup.service systemd-tmpfiles-setup-dev.service sy
 done
 
 # From here on as in docs/install.md; the wrapper stands for the command of the virtual environment.
+# Behind the standard library, where a virtual environment has them: one of the packages is called argparse.
+mkdir /opt/radnode/site
+echo 'import site; site.addsitedir("/opt/radnode/site-packages")' >/opt/radnode/site/sitecustomize.py
 cat >/opt/radnode/bin/radnode <<'WRAPPER'
 #!/bin/sh
-export LD_LIBRARY_PATH=/opt/python/lib PYTHONHOME=/opt/python PYTHONPATH=/opt/radnode/src:/opt/radnode/site-packages
+export LD_LIBRARY_PATH=/opt/python/lib PYTHONHOME=/opt/python PYTHONPATH=/opt/radnode/src:/opt/radnode/site
 exec /opt/python/bin/python3 -m node.cli "$@"
 WRAPPER
 chmod 755 /opt/radnode/bin/radnode
