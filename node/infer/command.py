@@ -55,6 +55,11 @@ class CommandModel:
         program = self._command.run[0] if self._command.run else self._command.engine
         if shutil.which(program.replace("{package}", str(self._folder))) is None:
             raise ModelError(f"model {folder.name}: there is no program {program} to run it with")
+        self._stopped = ""
+
+    def stop(self, why: str) -> None:
+        """End the program, from any thread: its run, or the one that comes next, raises `ModelError` that says why."""
+        self._stopped = why
 
     def run(self, plans: Mapping[str, InputPlan], key: str) -> DicomObjects | Labelmap:
         """Run on the files of `plans`, one for each of the manifest's inputs; UIDs of results derive from `key`.
@@ -139,7 +144,11 @@ class CommandModel:
                 )
             except OSError as reason:
                 raise ModelError(f"model {self._folder.name} could not be started ({reason.strerror})") from None
-        guard = start_guard(process.pid, root, started.kill)
+        try:
+            guard = start_guard(process.pid, root, started.kill)
+        except BaseException:
+            _end(process, started.kill)
+            raise
         try:
             why = self._wait(process, root)
         finally:
@@ -195,6 +204,9 @@ class CommandModel:
         while True:
             # It stays a zombie until its group was killed, so that the group's number cannot become another's.
             ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+            if self._stopped:
+                why, self._stopped = self._stopped, ""
+                return f"was stopped: {why}"
             if _written(root) > limit:
                 return f"wrote more than {self._command.output_max_mb:g} MB (command.output_max_mb in dicom.yaml)"
             if ended:

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -439,6 +440,18 @@ def test_all_that_a_program_started_ends_with_its_run(
     parent, child, in_folder = pids.read_text().split()
     until(lambda: not is_running(int(parent)) and not is_running(int(child)), 10)  # a killed process takes a moment
     assert not Path(in_folder).parent.exists()
+
+
+def test_another_thread_stops_a_program(build: Build, plans: dict[str, VolumePlan], tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    model = build(HANGING.format(pids=str(pids), seconds=600))
+    timer = threading.Timer(1.0, model.stop, ["the job was cancelled"])
+    timer.start()
+    with pytest.raises(ModelError, match=r"^model program was stopped: the job was cancelled$"):
+        model.run(plans, KEY)
+    timer.join()
+    parent, child, _ = pids.read_text().split()
+    until(lambda: not is_running(int(parent)) and not is_running(int(child)), 10)
 
 
 def test_all_ends_when_the_worker_is_killed(build: Build, tmp_path: Path) -> None:
