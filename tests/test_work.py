@@ -1,4 +1,4 @@
-"""The life of a worker: what its heartbeat does when a job is no longer its own, with the database going away beneath."""
+"""The life of a worker: what its heartbeat does with a job that must end while the database is away."""
 
 from __future__ import annotations
 

@@ -111,8 +111,9 @@ class HostedModel:
             os.close(labelmap)
 
     def stop(self, why: str) -> None:
-        """End its process at once, from any thread: the run that waits for it, or else the next one, raises `ModelError`
-        with this sentence. A job may be cancelled while its study is still read.
+        """End its process at once, from any thread: the run that waits for it raises `ModelError` with this sentence.
+
+        Where none waits the next one does: a job may be cancelled while its study is still read.
         """
         if (host := self._host) is not None:
             host.stop(self._sentence(why))
