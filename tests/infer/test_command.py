@@ -5,6 +5,7 @@ The programs are real and run as processes. No container engine runs here: a con
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -217,6 +218,24 @@ def test_references_follow_and_those_to_the_input_stay(build: Build, plans: dict
     assert second.ReferencedImageSequence[0].ReferencedSOPInstanceUID == second.SOPInstanceUID
     assert str(first.PatientName) == PATIENT["PatientName"], "what was left empty is the input's"
     assert first.AccessionNumber == "A1"
+
+
+@pytest.mark.parametrize("said", ["del ds.SpecificCharacterSet", "ds.SpecificCharacterSet = 'ISO_IR 100'"])
+@pytest.mark.parametrize(("charset", "name"), [("ISO_IR 192", "Παπαδόπουλος^Νίκος"), ("ISO_IR 100", "Müller^Jürgen")])
+def test_a_name_that_is_filled_in_keeps_its_letters(
+    build: Build, tmp_path: Path, charset: str, name: str, said: str
+) -> None:
+    given = {**PATIENT, "PatientName": name, "SpecificCharacterSet": charset}
+    plans = plan_of(tmp_path / "study", np.zeros((2, 8, 8), np.int16), **given)
+    program = REFERRING.replace('ds.PatientName, ds.AccessionNumber = "", ""', f"del ds.PatientName; {said}")
+    program = program.replace("ds.SeriesNumber,", "ds.SeriesDescription = 'Größe'; ds.SeriesNumber,", 1)
+    for dataset in objects(build(program.replace("    del ", "    ds.decode(); del ")).run(plans, KEY)).datasets:
+        file = io.BytesIO()
+        dataset.save_as(file, enforce_file_format=True)
+        written = dcmread(io.BytesIO(file.getvalue()))
+        assert str(written.PatientName) == name
+        assert written.SpecificCharacterSet in ("ISO_IR 100", "ISO_IR 192")
+        assert written.SeriesDescription == "Größe"
 
 
 # -- NIfTI label maps --------------------------------------------------------------------------------------------------
