@@ -28,6 +28,7 @@ from pydicom.dataset import Dataset
 from node.dicom.assembly import InputPlan, VolumePlan
 from node.errors import ModelError, OutputRefused
 from node.infer.container import Started, container_argv, folder_variables
+from node.infer.failures import name_signal
 from node.infer.guard import dismiss_guard, start_guard
 from node.infer.manifest import Manifest, Task
 from node.infer.nifti import read_labelmap
@@ -160,7 +161,7 @@ class CommandModel:
             said = _last_lines(log, headers)
             how = f"with status {process.returncode}"
             if process.returncode < 0:
-                how = f"by signal {signal.Signals(-process.returncode).name}"
+                how = f"by signal {name_signal(-process.returncode)}"
             raise ModelError(f"model {self._folder.name} ended {how}" + (f": {said}" if said else ""))
 
     def _start(self, root: Path, key: str) -> tuple[Started, dict[str, str]]:

@@ -24,6 +24,7 @@ from typing import Any
 
 from node.dicom.volume import Image, Volume
 from node.errors import InputRefused, ModelError, OutputRefused
+from node.infer.failures import name_signal
 from node.infer.package import Package
 from node.infer.results import Prediction
 from node.infer.sandbox import Protection, clean_environment
@@ -363,7 +364,7 @@ class _Host:
             how = (
                 "was killed (SIGKILL): the machine ran out of memory, or somebody ended it"
                 if number == signal.SIGKILL
-                else f"crashed ({signal.Signals(number).name})"
+                else f"crashed ({name_signal(number)})"
             )
         else:
             how = f"ended by itself with code {os.WEXITSTATUS(status)}"

@@ -461,6 +461,11 @@ def test_all_that_a_program_started_ends_with_its_run(
     assert not Path(in_folder).parent.exists()
 
 
+def test_a_signal_without_a_name_is_told_by_its_number(build: Build, plans: dict[str, VolumePlan]) -> None:
+    with pytest.raises(ModelError, match=r"^model program ended by signal 40$"):
+        build("import os; os.kill(os.getpid(), 40)").run(plans, KEY)
+
+
 def test_another_thread_stops_a_program(build: Build, plans: dict[str, VolumePlan], tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     model = build(HANGING.format(pids=str(pids), seconds=600))

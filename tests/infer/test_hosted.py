@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from node.dicom.volume import Grid, SliceRef, Volume
 from node.errors import ModelError, OutputRefused
 from node.infer.hosted import LOAD_S, HostedModel, probe_protections
 from node.infer.package import Package, load_package
+from node.infer.wire import keep_in_memory_file, make_memory_file
 from node.work import WarmModels
 from tests.infer.test_bundle import configuration
 from tests.running_node import wait_until
@@ -393,6 +395,21 @@ def test_another_thread_stops_a_run(model: HostedModel) -> None:
         model.predict({"image": volume(10)})
     timer.join()
     assert label_of(model, 0) == REFUSED
+
+
+def test_no_descriptor_is_left_where_memory_ends() -> None:
+    """A limit on the size of files stands for the memory that ends: it holds for memory files too."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = os.listdir("/proc/self/fd")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            keep_in_memory_file(np.zeros(1_000_000))
+        with pytest.raises(OSError, match="File too large"):
+            make_memory_file(1_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_a_package_that_cannot_be_loaded_says_why(arena: Arena) -> None:
