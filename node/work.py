@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,6 +26,7 @@ from node.dicom.assembly import InputPlan, assemble_volumes
 from node.dicom.header import read_header
 from node.dicom.selection import select_input
 from node.errors import ArchiveError, InputRefused, ModelError, OutputRefused, RadnodeError
+from node.infer.command import CommandModel
 from node.infer.device import choose_device
 from node.infer.hosted import HostedModel, probe_protections
 from node.infer.model import DicomModel, Model, open_model
@@ -86,14 +88,18 @@ class WarmModels:
         self._memory_bytes = memory_bytes
         self.warm_bytes = warm_bytes
         self._models: dict[str, HostedModel] = {}  # by digest, the one that was used last at the end
-        self._asked: HostedModel | None = None  # the one that was asked for last
+        self._asked: HostedModel | CommandModel | None = None  # the one that was asked for last
 
     def get(self, package: Package) -> Model | DicomModel:
         """The package's model: loaded, or a process that has begun to load it; a program, which is nothing to keep."""
         if package.manifest.adapter is Adapter.COMMAND:
-            self._asked = None
-            return open_model(package, self.device)
+            program = open_model(package, self.device)
+            self._asked = program if isinstance(program, CommandModel) else None
+            return program
         model = self._models.pop(package.digest, None)
+        if model is not None and model.stopped:  # for a job that is over
+            model.close()
+            model = None
         if model is None:
             model = HostedModel(package, self.device, memory_bytes=self._memory_bytes)
         self._models[package.digest] = self._asked = model
@@ -102,8 +108,9 @@ class WarmModels:
     def make_room(self) -> None:
         """End what was not used for longest until the others fit; the last one stays, however large it is.
 
-        Of a GPU they hold half at most: a model that runs needs more than one that waits.
+        Of a GPU they hold half at most: a model that runs needs more than one that waits. No job runs meanwhile.
         """
+        self._asked = None
         held = {digest: (model.resident_bytes, model.cuda_share) for digest, model in self._models.items()}
         for digest in list(self._models)[:-1]:
             fits = sum(bytes_ for bytes_, _ in held.values()) <= self.warm_bytes
@@ -114,7 +121,7 @@ class WarmModels:
 
     def stop_last(self, why: str) -> None:
         """Kill the process of the model that was asked for last, from any thread; its run fails with this sentence."""
-        if self._asked is not None:  # a program keeps its own time, and ends with this worker
+        if self._asked is not None:
             self._asked.stop(why)
 
     def close(self) -> None:
@@ -245,25 +252,30 @@ class _Heartbeat:
         give_back_at: float | None = None
         lost_at = time.monotonic() + LEASE_S
         stuck_at: float | None = None  # the model was killed, the job should be over
+        why = ""
         while not self._done.wait(0.5):
             now = time.monotonic()
             if stuck_at is not None:
+                self._models.stop_last(why)  # the job may only now have come to ask for its model
                 if now >= stuck_at:
-                    fail_attempt(database, job, worker, "it did not end when its model was killed")
+                    sentence = "it did not end when its model was killed"
+                    self._try(partial(fail_attempt, database, job, worker, sentence))
                     self._leave(f"job {job.id}: stuck")
                 continue
             if now >= self._deadline:
-                self._models.stop_last(f"it ran longer than {self._timeout_s:.0f} s (timeout_s in dicom.yaml)")
+                why = f"it ran longer than {self._timeout_s:.0f} s (timeout_s in dicom.yaml)"
+                self._models.stop_last(why)
                 stuck_at = now + STUCK_S
             if self._stop.is_set():
                 give_back_at = give_back_at or now + DRAIN_S
                 if now >= give_back_at:
-                    release_job(database, job, worker)
+                    self._try(partial(release_job, database, job, worker))
                     self._leave(f"job {job.id}: given back, the node stops")
             if now >= renew_at:
                 try:
                     if not renew_lease(database, job, worker):
-                        self._models.stop_last("the job was cancelled, or its lease was lost")
+                        why = "the job was cancelled, or its lease was lost"
+                        self._models.stop_last(why)
                         stuck_at = now + STUCK_S
                     renew_at, lost_at = now + LEASE_S / 3, now + LEASE_S
                 except SQLAlchemyError as error:
@@ -271,6 +283,13 @@ class _Heartbeat:
                     renew_at = now + 2.0
                     if now >= lost_at:
                         self._leave(f"job {job.id}: no database for {LEASE_S:.0f} s, the lease has run out")
+
+    def _try(self, step: Callable[[], None]) -> None:
+        """What this thread does at its end must not end it before: without the database the lease runs out."""
+        try:
+            step()
+        except SQLAlchemyError as error:
+            _log.error("job %d: database: %s", self._job.id, type(error).__name__)
 
     def _leave(self, why: str) -> None:
         if self._done.is_set():  # the job ended in this moment; nothing is to be stopped

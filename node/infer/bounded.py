@@ -18,7 +18,9 @@ from node.infer.sliding import SlabSlidingWindowInferer
 Component = dict[str, Any]
 
 _WINDOWS = ("SlidingWindowInferer", "SlidingWindowInfererAdapt")
-_RESAMPLES = ("Spacing", "Resize", "Zoom", "Rotate", "Affine", "Resample", "Rand")  # how such transforms' names begin
+_RESAMPLES = (  # how such transforms' names begin
+    "Spacing", "SpatialResample", "Resample", "Resize", "Zoom", "Rotate", "Affine", "Rand", "Warp", "Grid",
+)  # fmt: skip
 _PASSES_LABELS = ("KeepLargestConnectedComponent", "RemoveSmallObjects", "FillHoles", "EnsureType", "ToDevice")
 _REDUCTIONS = {"labels": to_labels, "masks": to_masks, "values": to_values}
 
@@ -29,7 +31,13 @@ def bound_memory(config: Component) -> bool:
     steps = post.get("transforms") if isinstance(post, dict) else None
     if not isinstance(steps, list) or not all(isinstance(step, dict) and "_target_" in step for step in steps):
         return False
-    live = [step for step in steps if step.get("_disabled_") in (None, False) and _kind(step) != "EnsureType"]
+    if not all(isinstance(step.get("_disabled_", False), bool | type(None)) for step in steps):
+        return False  # an expression: it is not known yet which steps run
+    if not _is_used(config, "inferer") or not _is_used(config, "postprocessing"):
+        return False
+    live = [step for step in steps if not step.get("_disabled_") and _kind(step) != "EnsureType"]
+    if any(_kind(step) == "Invert" and step.get("post_func") is not None for step in live):
+        return False  # a function of the values that are inverted
     windowed = isinstance(config.get("inferer"), dict) and _kind(config["inferer"]) in _WINDOWS
     return _argmax_then_invert(config, live, windowed) or _invert_then_decide(config, live, windowed)
 
@@ -87,7 +95,7 @@ def _invert_then_decide(config: Component, live: list[Component], windowed: bool
     threshold = _threshold(decide)
     if not (_is_argmax(decide) and second == "none") and threshold is None:
         return False
-    resampled = any(_kind(part).startswith(_RESAMPLES) for part in _parts(config["preprocessing"]))
+    resampled = _may_resample(config, invert)
     for step in used:
         if step is not invert:
             step["_disabled_"] = True
@@ -106,6 +114,30 @@ def _invert_then_decide(config: Component, live: list[Component], windowed: bool
     if windowed:
         _slab(config, "values", activation=first)
     return True
+
+
+def _is_used(config: Component, name: str) -> bool:
+    """Whether the evaluator takes this part, and not another that the exchange would not reach."""
+    evaluator = config.get("evaluator")
+    return isinstance(evaluator, dict) and evaluator.get(name) in (f"@{name}", f"$@{name}")
+
+
+def _may_resample(config: Component, invert: Component) -> bool:
+    """Whether the inversion interpolates, as far as it can be known: a reference, an expression or a transform of the
+    bundle's own (spleen_deepedit_annotation adds up lists) may hide anything.
+    """
+    before = config["preprocessing"]
+    if invert.get("transform") not in ("@preprocessing", "$@preprocessing") or not isinstance(before, dict):
+        return True
+    steps = before.get("transforms")
+    if not isinstance(steps, list) or not all(isinstance(step, dict) and "_target_" in step for step in steps):
+        return True
+    return any(_kind(part).startswith(_RESAMPLES) or not _is_monai(part) for part in _parts(before))
+
+
+def _is_monai(component: Component) -> bool:
+    target = str(component["_target_"])
+    return "." not in target or target.startswith("monai.")
 
 
 def _slab(config: Component, kind: str, **reduction: Any) -> None:
@@ -133,7 +165,7 @@ def _kind(component: Component) -> str:
 def _activation(step: Component) -> str | None:
     """What an Activationsd does; None when that is something that has no twin here."""
     said = {name for name in ("softmax", "sigmoid") if step.get(name) is True}
-    odd = [key for key in step if key not in ("_target_", "keys", "softmax", "sigmoid") and step[key]]
+    odd = [key for key in step if key not in ("_target_", "keys", *said) and step[key]]
     return said.pop() if len(said) == 1 and not odd else None
 
 
@@ -145,7 +177,9 @@ def _is_argmax(step: Component) -> bool:
 def _threshold(step: Component) -> float | None:
     odd = [key for key in step if key not in ("_target_", "keys", "threshold") and step[key] is not None]
     value = step.get("threshold")
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and not odd else None
+    if not isinstance(value, int | float) or isinstance(value, bool) or odd:
+        return None
+    return float(value) if value > 0 else None  # zeros, which an inversion puts around a crop, must stay background
 
 
 def _same_key(steps: list[Component]) -> bool:

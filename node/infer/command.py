@@ -28,6 +28,7 @@ from pydicom.dataset import Dataset
 from node.dicom.assembly import InputPlan, VolumePlan
 from node.errors import ModelError, OutputRefused
 from node.infer.container import Started, container_argv, folder_variables
+from node.infer.failures import name_signal
 from node.infer.guard import dismiss_guard, start_guard
 from node.infer.manifest import Manifest, Task
 from node.infer.nifti import read_labelmap
@@ -55,6 +56,11 @@ class CommandModel:
         program = self._command.run[0] if self._command.run else self._command.engine
         if shutil.which(program.replace("{package}", str(self._folder))) is None:
             raise ModelError(f"model {folder.name}: there is no program {program} to run it with")
+        self._stopped = ""
+
+    def stop(self, why: str) -> None:
+        """End the program, from any thread: its run, or the one that comes next, raises `ModelError` that says why."""
+        self._stopped = why
 
     def run(self, plans: Mapping[str, InputPlan], key: str) -> DicomObjects | Labelmap:
         """Run on the files of `plans`, one for each of the manifest's inputs; UIDs of results derive from `key`.
@@ -139,7 +145,11 @@ class CommandModel:
                 )
             except OSError as reason:
                 raise ModelError(f"model {self._folder.name} could not be started ({reason.strerror})") from None
-        guard = start_guard(process.pid, root, started.kill)
+        try:
+            guard = start_guard(process.pid, root, started.kill)
+        except BaseException:
+            _end(process, started.kill)
+            raise
         try:
             why = self._wait(process, root)
         finally:
@@ -151,7 +161,7 @@ class CommandModel:
             said = _last_lines(log, headers)
             how = f"with status {process.returncode}"
             if process.returncode < 0:
-                how = f"by signal {signal.Signals(-process.returncode).name}"
+                how = f"by signal {name_signal(-process.returncode)}"
             raise ModelError(f"model {self._folder.name} ended {how}" + (f": {said}" if said else ""))
 
     def _start(self, root: Path, key: str) -> tuple[Started, dict[str, str]]:
@@ -195,6 +205,9 @@ class CommandModel:
         while True:
             # It stays a zombie until its group was killed, so that the group's number cannot become another's.
             ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+            if self._stopped:
+                why, self._stopped = self._stopped, ""
+                return f"was stopped: {why}"
             if _written(root) > limit:
                 return f"wrote more than {self._command.output_max_mb:g} MB (command.output_max_mb in dicom.yaml)"
             if ended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,3 +32,11 @@ def explained(name: str, doing: str) -> Iterator[None]:
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         said = lines[-1] if (lines and lines[0].endswith(":")) or "Traceback" in str(cause) else (lines or [""])[0]
         raise ModelError(f"model {name} could not {doing}: {type(cause).__name__}: {said[:300]}") from error
+
+
+def name_signal(number: int) -> str:
+    """`SIGSEGV` and the like, or the number: Python has no names for most real-time signals."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)

@@ -24,6 +24,7 @@ from typing import Any
 
 from node.dicom.volume import Image, Volume
 from node.errors import InputRefused, ModelError, OutputRefused
+from node.infer.failures import name_signal
 from node.infer.package import Package
 from node.infer.results import Prediction
 from node.infer.sandbox import Protection, clean_environment
@@ -64,7 +65,7 @@ class HostedModel:
 
     def load(self) -> None:
         """Wait until it is loaded; `ModelError` says why it cannot be."""
-        if self._host is not None and self._host.loaded and self._host.has_ended():
+        if self._host is not None and self._host.loaded and not self._host.stopped and self._host.has_ended():
             self._drop()  # between two runs, by whomever: nobody's attempt is lost
         host = self._host or self._start()
         if host.loaded:
@@ -111,13 +112,21 @@ class HostedModel:
             os.close(labelmap)
 
     def stop(self, why: str) -> None:
-        """End its process at once, from any thread: a run that waits for it raises `ModelError` with this sentence."""
+        """End its process at once, from any thread: the run that waits for it raises `ModelError` with this sentence.
+
+        Where none waits the next one does: a job may be cancelled while its study is still read.
+        """
         if (host := self._host) is not None:
             host.stop(self._sentence(why))
 
     def close(self) -> None:
         """End its process."""
         self._drop()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` ended its process and no run was told of it yet."""
+        return self._host is not None and bool(self._host.stopped)
 
     @property
     def resident_bytes(self) -> int:
@@ -167,7 +176,7 @@ class _Host:
         self.cuda_share = 0.0
         self._memory_bytes = memory_bytes
         self._asked = 0
-        self._stopped = ""
+        self.stopped = ""  # the sentence for whom it was stopped
         self._status: int | None = None
         self._told = b""  # by the warden
         self._scratch = os.path.realpath(tempfile.mkdtemp(prefix="radnode-model-"))
@@ -244,13 +253,13 @@ class _Host:
         poll.register(self._channel, select.POLLIN)
         poll.register(self._lifeline, select.POLLIN)
         while True:
-            if self._stopped:
-                raise ModelError(self._stopped)
+            if self.stopped:
+                raise ModelError(self.stopped)
             wait_s = min(deadline - time.monotonic(), _LOOK_S)
-            if wait_s <= 0:
-                raise ModelError(f"model {self.name}: {late}")
             message = self._channel.read_arrived()
-            ready = {number for number, _ in poll.poll(wait_s * 1000)} if message is None else set()
+            ready = {number for number, _ in poll.poll(max(wait_s, 0) * 1000)} if message is None else set()
+            if wait_s <= 0 and message is None and not ready:  # what was said in time may be asked for late
+                raise ModelError(f"model {self.name}: {late}")
             if self._channel.fileno() in ready:
                 try:
                     message = self._channel.read_some()
@@ -277,11 +286,11 @@ class _Host:
         poll.register(self._lifeline, select.POLLIN)
         while self._status is None and poll.poll(0):
             self._listen()
-        return bool(self._stopped) or self._status is not None
+        return bool(self.stopped) or self._status is not None
 
     def stop(self, sentence: str) -> None:
         """End the process and everything that it started; whoever waits for it is told `sentence`."""
-        self._stopped = sentence
+        self.stopped = sentence
         with contextlib.suppress(OSError):
             self._lifeline.shutdown(socket.SHUT_WR)
 
@@ -346,8 +355,8 @@ class _Host:
                 self._listen()
             except OSError:
                 break
-        if self._stopped:
-            return ModelError(self._stopped)
+        if self.stopped:
+            return ModelError(self.stopped)
         self._reader.join(1)
         status = self._status if self._status is not None else int(signal.SIGKILL)
         if os.WIFSIGNALED(status):
@@ -355,7 +364,7 @@ class _Host:
             how = (
                 "was killed (SIGKILL): the machine ran out of memory, or somebody ended it"
                 if number == signal.SIGKILL
-                else f"crashed ({signal.Signals(number).name})"
+                else f"crashed ({name_signal(number)})"
             )
         else:
             how = f"ended by itself with code {os.WEXITSTATUS(status)}"

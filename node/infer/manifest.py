@@ -76,6 +76,15 @@ class Input(Section):
     onto_first: bool = False  # resample this input onto the grid of the first one
     registered: bool = False  # ... after a rigid registration, where its frame of reference is another one
 
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        other = ("rgb",) if self.kind == "volume" else ("orientation", "spacing_mm", "onto_first", "registered")
+        if said := [name for name in other if getattr(self, name)]:
+            raise ValueError(f"{said[0]} means nothing for an input of kind {self.kind}")
+        if self.registered and not self.onto_first:
+            raise ValueError("registered means nothing without onto_first: true")
+        return self
+
 
 class Finding(Section):
     """What a label or class of the model's output means (PS3.3 C.8.20.2, PS3.16 CID 7150, 7151)."""
@@ -138,6 +147,11 @@ _TASKS = {
 }
 
 
+# What only bundles read: another adapter would pass it over, and the model see something else than its package says.
+_OF_BUNDLES = ("overrides", "data", "item", "output", "background", "activation", "exclusive", "boxes")
+_PRESENTED = ("orientation", "spacing_mm", "rgb")
+
+
 class Manifest(Section):
     """One model package's `dicom.yaml`."""
 
@@ -180,6 +194,23 @@ class Manifest(Section):
             for name in (names,) if isinstance(names, str) else names:
                 if name not in self.inputs:
                     raise ValueError(f"data.{key} names the input {name!r}; inputs has {', '.join(self.inputs)}")
+        given = {name for names in self.data.values() for name in ((names,) if isinstance(names, str) else names)}
+        if self.data and (unused := [name for name in self.inputs if name not in given]):
+            raise ValueError(f"data gives the input {unused[0]!r} to nobody; every input stands in a key")
+        return self
+
+    @model_validator(mode="after")
+    def _check_inputs(self) -> Self:
+        (first, main), *others = self.inputs.items()
+        if main.onto_first:
+            raise ValueError(f"inputs.{first}.onto_first means nothing: it is the first input")
+        if main.kind == "image" and (brought := [name for name, wanted in others if wanted.onto_first]):
+            raise ValueError(f"inputs.{brought[0]}.onto_first needs a first input of kind volume, {first} is an image")
+        volumes_only = self.task is Task.DETECTION or self.adapter is Adapter.NNUNET
+        if self.adapter is Adapter.COMMAND:  # label maps come as NIfTI, which places them in space
+            volumes_only = self.task is Task.SEGMENTATION
+        if volumes_only and main.kind == "image":
+            raise ValueError(f"a {self.task} by the adapter {self.adapter} needs a first input of kind volume")
         return self
 
     @model_validator(mode="after")
@@ -213,8 +244,13 @@ class Manifest(Section):
             raise ValueError(f"version is missing: a package for the adapter {self.adapter} says it nowhere else")
         if not self.version.isprintable():
             raise ValueError("version has characters that cannot be printed")
-        if self.overrides:
-            raise ValueError("overrides are of bundles only")
+        if said := [name for name in _OF_BUNDLES if name in self.model_fields_set]:
+            raise ValueError(f"{said[0]}: of bundles only, the adapter {self.adapter} does not read it")
+        for name, wanted in self.inputs.items():
+            passed_over = (*_PRESENTED, "onto_first", "registered") if self.command else _PRESENTED
+            if said := [field for field in passed_over if getattr(wanted, field)]:
+                where = f"; see {own}.{said[0]}" if own == "network" else ""
+                raise ValueError(f"inputs.{name}.{said[0]}: the adapter {self.adapter} does not read it{where}")
         if self.task not in _TASKS[self.adapter]:
             raise ValueError(
                 f"the adapter {self.adapter} has no task {self.task}; expected {' or '.join(_TASKS[self.adapter])}"

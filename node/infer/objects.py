@@ -72,9 +72,7 @@ def _take_objects(files: Sequence[WrittenFile], inputs: Sequence[Dataset], key: 
     given = {str(header.get(keyword)) for header in inputs for keyword in ("SOPInstanceUID", "SeriesInstanceUID")}
     references = {old: new for old, new in renamed.items() if old not in given}
     for dataset in ordered:
-        for keyword in _FILLED:
-            if not str(dataset.get(keyword) or "") and keyword in inputs[0]:
-                dataset[keyword] = inputs[0][keyword]
+        _fill(dataset, inputs[0])
         instance_uid, series_uid = renamed[str(dataset.SOPInstanceUID)], renamed[str(dataset.SeriesInstanceUID)]
         for element in dataset.iterall():
             if element.VR == "UI" and isinstance(element.value, str) and element.value in references:
@@ -115,6 +113,16 @@ def _check_subject(dataset: Dataset, reference: Dataset, name: str) -> None:
         found, expected = (_plain(source.get(keyword)) for source in (dataset, reference))
         if found and found != expected:
             raise OutputRefused(f"{name} has another {keyword} than its input: it is not taken for this patient's")
+
+
+def _fill(dataset: Dataset, reference: Dataset) -> None:
+    """What is empty of patient and study as the input has it, with all of its letters."""
+    empty = [keyword for keyword in _FILLED if keyword in reference and not str(dataset.get(keyword) or "")]
+    if not all(str(reference.get(keyword) or "").isascii() for keyword in empty):
+        dataset.decode()  # by the object's own character set, which may not hold them (PS3.3 C.12.1.1.2)
+        dataset.SpecificCharacterSet = "ISO_IR 192"
+    for keyword in empty:
+        dataset[keyword] = reference[keyword]
 
 
 def _plain(value: object) -> str:

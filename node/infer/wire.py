@@ -124,18 +124,26 @@ def _plain(value: object) -> object:
 def make_memory_file(size: int) -> int:
     """A memory file of zeros whose size nobody can change; the descriptor."""
     descriptor = os.memfd_create("radnode", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(descriptor, max(size, 1))
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
+    try:
+        os.ftruncate(descriptor, max(size, 1))
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
 def keep_in_memory_file(array: NDArray[Any]) -> int:
     """A memory file with the array's bytes that nobody can write to any more; the descriptor."""
     descriptor = os.memfd_create("radnode", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    write_array(descriptor, array)
-    if not array.nbytes:
-        os.ftruncate(descriptor, 1)
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+    try:
+        write_array(descriptor, array)
+        if not array.nbytes:
+            os.ftruncate(descriptor, 1)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+    except BaseException:  # memory ended: the descriptor would keep what was written of the study
+        os.close(descriptor)
+        raise
     return descriptor
 
 

@@ -5,12 +5,14 @@ The programs are real and run as processes. No container engine runs here: a con
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -216,6 +218,24 @@ def test_references_follow_and_those_to_the_input_stay(build: Build, plans: dict
     assert second.ReferencedImageSequence[0].ReferencedSOPInstanceUID == second.SOPInstanceUID
     assert str(first.PatientName) == PATIENT["PatientName"], "what was left empty is the input's"
     assert first.AccessionNumber == "A1"
+
+
+@pytest.mark.parametrize("said", ["del ds.SpecificCharacterSet", "ds.SpecificCharacterSet = 'ISO_IR 100'"])
+@pytest.mark.parametrize(("charset", "name"), [("ISO_IR 192", "Παπαδόπουλος^Νίκος"), ("ISO_IR 100", "Müller^Jürgen")])
+def test_a_name_that_is_filled_in_keeps_its_letters(
+    build: Build, tmp_path: Path, charset: str, name: str, said: str
+) -> None:
+    given = {**PATIENT, "PatientName": name, "SpecificCharacterSet": charset}
+    plans = plan_of(tmp_path / "study", np.zeros((2, 8, 8), np.int16), **given)
+    program = REFERRING.replace('ds.PatientName, ds.AccessionNumber = "", ""', f"del ds.PatientName; {said}")
+    program = program.replace("ds.SeriesNumber,", "ds.SeriesDescription = 'Größe'; ds.SeriesNumber,", 1)
+    for dataset in objects(build(program.replace("    del ", "    ds.decode(); del ")).run(plans, KEY)).datasets:
+        file = io.BytesIO()
+        dataset.save_as(file, enforce_file_format=True)
+        written = dcmread(io.BytesIO(file.getvalue()))
+        assert str(written.PatientName) == name
+        assert written.SpecificCharacterSet in ("ISO_IR 100", "ISO_IR 192")
+        assert written.SeriesDescription == "Größe"
 
 
 # -- NIfTI label maps --------------------------------------------------------------------------------------------------
@@ -439,6 +459,23 @@ def test_all_that_a_program_started_ends_with_its_run(
     parent, child, in_folder = pids.read_text().split()
     until(lambda: not is_running(int(parent)) and not is_running(int(child)), 10)  # a killed process takes a moment
     assert not Path(in_folder).parent.exists()
+
+
+def test_a_signal_without_a_name_is_told_by_its_number(build: Build, plans: dict[str, VolumePlan]) -> None:
+    with pytest.raises(ModelError, match=r"^model program ended by signal 40$"):
+        build("import os; os.kill(os.getpid(), 40)").run(plans, KEY)
+
+
+def test_another_thread_stops_a_program(build: Build, plans: dict[str, VolumePlan], tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    model = build(HANGING.format(pids=str(pids), seconds=600))
+    timer = threading.Timer(1.0, model.stop, ["the job was cancelled"])
+    timer.start()
+    with pytest.raises(ModelError, match=r"^model program was stopped: the job was cancelled$"):
+        model.run(plans, KEY)
+    timer.join()
+    parent, child, _ = pids.read_text().split()
+    until(lambda: not is_running(int(parent)) and not is_running(int(child)), 10)
 
 
 def test_all_ends_when_the_worker_is_killed(build: Build, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -23,8 +24,9 @@ import pytest
 
 from node.dicom.volume import Grid, SliceRef, Volume
 from node.errors import ModelError, OutputRefused
-from node.infer.hosted import HostedModel, probe_protections
+from node.infer.hosted import LOAD_S, HostedModel, probe_protections
 from node.infer.package import Package, load_package
+from node.infer.wire import keep_in_memory_file, make_memory_file
 from node.work import WarmModels
 from tests.infer.test_bundle import configuration
 from tests.running_node import wait_until
@@ -395,6 +397,21 @@ def test_another_thread_stops_a_run(model: HostedModel) -> None:
     assert label_of(model, 0) == REFUSED
 
 
+def test_no_descriptor_is_left_where_memory_ends() -> None:
+    """A limit on the size of files stands for the memory that ends: it holds for memory files too."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = os.listdir("/proc/self/fd")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            keep_in_memory_file(np.zeros(1_000_000))
+        with pytest.raises(OSError, match="File too large"):
+            make_memory_file(1_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
 def test_a_package_that_cannot_be_loaded_says_why(arena: Arena) -> None:
     package = arena.package("broken")
     (package.folder / "scripts" / "net.py").write_text("import nothing_of_this_name\n")
@@ -416,6 +433,39 @@ def test_a_model_that_was_ready_before_anyone_asked(arena: Arena) -> None:
     hosted.load()
     assert hosted.protections
     hosted.close()
+
+
+def test_a_model_that_was_loaded_in_time_and_asked_for_late(arena: Arena) -> None:
+    """A job whose input was refused leaves a model behind that nobody asks for until another job comes."""
+    hosted = HostedModel(arena.package("late"), "cpu")
+    host = hosted._host
+    assert host is not None
+    wait_until(lambda: b'"loaded"' in host._channel._end.recv(1 << 16, socket.MSG_PEEK), 60, "loaded")
+    host.started_at -= 2 * LOAD_S
+    hosted.load()
+    assert label_of(hosted, 0) == REFUSED
+    hosted.close()
+
+
+def test_a_stop_while_the_study_is_read_ends_that_job_and_not_the_next(arena: Arena) -> None:
+    package = arena.package("stopped")
+    models = WarmModels("cpu", memory_bytes=None, warm_bytes=100_000_000_000)
+    model = models.get(package)
+    assert isinstance(model, HostedModel)
+    model.load()
+    models.stop_last("the job was cancelled")
+    with pytest.raises(ModelError, match=r"^model stopped: the job was cancelled$"):
+        model.predict({"image": volume(0)})
+    for is_loaded in (True, False):  # the job ended before it asked the model, say for an input that is refused
+        model = models.get(package)
+        assert isinstance(model, HostedModel)
+        if is_loaded:
+            model.load()
+        models.stop_last("the job was cancelled")
+        model = models.get(package)
+        assert isinstance(model, HostedModel)
+        assert label_of(model, 0) == REFUSED
+    models.close()
 
 
 def test_warm_models_stay_within_their_memory(arena: Arena) -> None:

@@ -530,7 +530,7 @@ def test_pickled_weights_in_an_exported_archive_are_refused(tmp_path: Path) -> N
         ("file: models/net.ts", "file: models/net.ts\n  intensity: [{}]", "found no step; expected one of"),
         ("file: models/net.ts", "file: models/net.ts\n  intensity: [{clip_percentiles: [0, 101]}]", "from 0 to 100"),
         ("file: models/net.ts", "file: models/net.ts\n  intensity: [{mean: [1]}]", "stand together"),
-        ("version: 1.2.0", "version: 1.2.0\noverrides: {a: 1}", "overrides are of bundles only"),
+        ("version: 1.2.0", "version: 1.2.0\noverrides: {a: 1}", "overrides: of bundles only"),
         ("{image: {}}", "{image: {kind: image}}", "needs network.dimensions: 2"),
         (SEGMENTS, "task: detection\nclasses: {0: {name: N, type: [99T, '0', N]}}", "has no task detection"),
     ],

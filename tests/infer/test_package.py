@@ -121,6 +121,42 @@ def test_mistake_in_the_manifest(*, build: Build, before: str, after: str, line:
     assert problem.message == message
 
 
+NETWORK = "adapter: torchscript\nversion: '1'\nnetwork: {file: models/a.ts}\n"
+PROGRAM = "adapter: command\nversion: '1'\ncommand: {run: [a]}\n"
+SENSELESS = [
+    ("image: {kind: image, orientation: RAS}", "", "orientation means nothing for an input of kind image"),
+    ("image: {kind: image, spacing_mm: [1, 1, 1]}", "", "spacing_mm means nothing for an input of kind image"),
+    (
+        "image: {kind: image, rgb: true}\n  b: {kind: image, onto_first: true}",
+        "",
+        "onto_first means nothing for an input",
+    ),
+    ("image: {rgb: true}", "", "rgb means nothing for an input of kind volume"),
+    ("image: {onto_first: true}", "", "inputs.image.onto_first means nothing: it is the first input"),
+    ("a: {}\n  b: {registered: true}", "", "registered means nothing without onto_first: true"),
+    ("a: {kind: image}\n  b: {onto_first: true}", "", "inputs.b.onto_first needs a first input of kind volume"),
+    ("a: {}\n  b: {}", "data: {image: a}\n", "data gives the input 'b' to nobody"),
+    ("image: {spacing_mm: [1, 1, 1]}", NETWORK, "does not read it; see network.spacing_mm"),
+    ("image: {orientation: RAS}", NETWORK, "does not read it; see network.orientation"),
+    ("image: {}", NETWORK + "activation: sigmoid\n", "activation: of bundles only"),
+    ("image: {}", NETWORK + "background: [4]\n", "background: of bundles only"),
+    ("a: {}\n  b: {onto_first: true}", PROGRAM, "inputs.b.onto_first: the adapter command does not read it"),
+    ("image: {kind: image}", PROGRAM, "a segmentation by the adapter command needs a first input of kind volume"),
+    ("image: {kind: image}", "adapter: nnunet\nversion: '1'\n", "needs a first input of kind volume"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "more", "sentence"), SENSELESS, ids=[case[2] for case in SENSELESS])
+def test_manifest_that_would_be_passed_over_in_silence(build: Build, inputs: str, more: str, sentence: str) -> None:
+    """Whatever a manifest says and nobody reads is a model that sees something else than its package says."""
+    start, end = MANIFEST.index("  image:\n"), MANIFEST.index("overrides:")
+    rest = MANIFEST[end:].replace("overrides: {inferer#overlap: 0.25}\n", "")
+    folder = build(manifest=f"{MANIFEST[:start]}  {inputs}\n{more}{rest}")
+    with pytest.raises(ManifestError) as refusal:
+        load_package(folder)
+    assert sentence in str(refusal.value)
+
+
 def test_what_is_no_package(build: Build, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not a folder"):
         load_package(tmp_path / "absent")
