@@ -57,7 +57,8 @@ def test_an_uneven_echo_is_split_when_it_is_decided_on_as_when_it_is_run(tmp_pat
         for angle, start_mm in (("5", 0.0), ("10", 1.6)):
             paths += write_series(
                 tmp_path / echo / angle, np.zeros((6, 4, 4), np.int16), spacing_mm=(4.0, 1.0, 1.0),
-                origin_mm=(0.0, 0.0, start_mm), Modality="MR", EchoTime=echo, FlipAngle=angle, SeriesInstanceUID="1.2.3.4",
+                origin_mm=(0.0, 0.0, start_mm),
+                Modality="MR", EchoTime=echo, FlipAngle=angle, SeriesInstanceUID="1.2.3.4",
             )  # fmt: skip
     (job,) = decide(headers_of(paths), [ROUTE], lambda name: package).jobs
     assert job.refusal == ""

@@ -101,7 +101,8 @@ def open_instance(path: Path, sop_instance_uid: str) -> Iterator[OpenInstance]:
         with _refusing(sop_instance_uid, ""):
             header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(PIXELS))
             syntax = str(header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian))
-        if _is_shifted(header, syntax):
+            is_shifted = _is_shifted(header, syntax)
+        if is_shifted:
             raise InputRefused(
                 f"the pixel data of instance {sop_instance_uid} cannot be read: HighBit {header.HighBit} is not "
                 f"BitsStored {header.BitsStored} less one, so where its values lie is not known"
