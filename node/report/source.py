@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from highdicom import SpecificCharacterSetValues
 from pydicom.dataset import Dataset
 from pydicom.valuerep import DA, TM
 
@@ -26,7 +27,7 @@ def complete_header(source: Dataset) -> Dataset:
     """A copy of a source header in which the Type 2 attributes that a result copies are present, empty where unknown.
 
     Empty is also a date or time that is none, such as a birth date of 00000000; references that are incomplete are left
-    out of the copy.
+    out of the copy. Text is in UTF-8 where highdicom does not take the source's character set.
     """
     header = source[:]  # shares the elements, not the set of them as copy.copy does
     for keyword in _TYPE_2:
@@ -38,6 +39,9 @@ def complete_header(source: Dataset) -> Dataset:
         except Exception:  # as many kinds as there are ways to be no date
             delattr(header, keyword)  # the element is the source's own: another one takes its place
             setattr(header, keyword, None)
+    if "SpecificCharacterSet" in header and not _is_taken(header.SpecificCharacterSet):
+        del header.SpecificCharacterSet
+        header.SpecificCharacterSet = "ISO_IR 192"
     for keyword in _REFERENCES:
         complete = [item for item in header.get(keyword) or () if _is_reference(item)]
         if keyword in header:
@@ -45,6 +49,13 @@ def complete_header(source: Dataset) -> Dataset:
         if complete:
             setattr(header, keyword, complete)
     return header
+
+
+def _is_taken(character_set: object) -> bool:
+    """Whether highdicom 0.28 takes it: no empty one, none of the usual Japanese and Korean pairs, whose first is empty,
+    and no code extensions by themselves."""
+    known = {value.value for value in SpecificCharacterSetValues}
+    return isinstance(character_set, str) and character_set in known and not character_set.startswith("ISO 2022")
 
 
 def _is_reference(item: Dataset) -> bool:
