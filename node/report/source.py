@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from highdicom import SpecificCharacterSetValues
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.valuerep import DA, TM
 
 # Type 2 attributes of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): present, and empty when unknown.
@@ -26,13 +27,21 @@ _REFERENCES = ("ReferencedStudySequence", "ReferencedPatientSequence", "Referenc
 def complete_header(source: Dataset) -> Dataset:
     """A copy of a source header in which the Type 2 attributes that a result copies are present, empty where unknown.
 
-    Empty is also a date or time that is none, such as a birth date of 00000000; references that are incomplete are left
-    out of the copy. Text is in UTF-8 where highdicom does not take the source's character set.
+    Empty is also a date or time that is none, such as a birth date of 00000000, and a sex that DICOM does not know;
+    references that are incomplete are left out of the copy. Text is in UTF-8 where highdicom does not take the source's character set. Of a name
+    of several values the first counts.
     """
     header = source[:]  # shares the elements, not the set of them as copy.copy does
     for keyword in _TYPE_2:
         if keyword not in header:
             setattr(header, keyword, None)
+    for keyword in ("PatientName", "ReferringPhysicianName"):
+        if isinstance(names := header.get(keyword), MultiValue):  # a backslash within it; highdicom takes one value
+            delattr(header, keyword)
+            setattr(header, keyword, next((name for name in names if name), None))
+    if header.get("PatientSex") not in ("M", "F", "O", "", None):  # PS3.3 C.7.1.1; U and X are often sent
+        delattr(header, "PatientSex")
+        header.PatientSex = None
     for keyword, kind in _DATES.items():
         try:
             kind(str(header.get(keyword) or ""))

@@ -63,6 +63,16 @@ def test_a_name_is_the_same_in_results_whatever_its_character_set(tmp_path: Path
     assert str(report.PatientName) == name
 
 
+@pytest.mark.parametrize("sex", ["U", "X", "FEMALE", ["M", "F"]])
+def test_a_sex_that_dicom_does_not_know_is_left_empty(tmp_path: Path, sex: str | list[str]) -> None:
+    computed_tomography(tmp_path)
+    for path in tmp_path.iterdir():
+        dataset = dcmread(path)
+        dataset.PatientSex = sex
+        dataset.save_as(path)
+    assert [result.PatientSex for result in results_of(sorted(tmp_path.iterdir()))] == ["", ""]
+
+
 @pytest.mark.parametrize("make", [computed_tomography, multiframe])
 @settings(max_examples=30, deadline=None)
 @given(
