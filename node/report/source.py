@@ -28,8 +28,8 @@ def complete_header(source: Dataset) -> Dataset:
     """A copy of a source header in which the Type 2 attributes that a result copies are present, empty where unknown.
 
     Empty is also a date or time that is none, such as a birth date of 00000000, and a sex that DICOM does not know;
-    references that are incomplete are left out of the copy. Text is in UTF-8 where highdicom does not take the source's character set. Of a name
-    of several values the first counts.
+    references that are incomplete are left out of the copy. Text is in UTF-8 where highdicom does not take the source's
+    character set. Of a name of several values the first counts.
     """
     header = source[:]  # shares the elements, not the set of them as copy.copy does
     for keyword in _TYPE_2:

@@ -73,6 +73,15 @@ def test_a_sex_that_dicom_does_not_know_is_left_empty(tmp_path: Path, sex: str |
     assert [result.PatientSex for result in results_of(sorted(tmp_path.iterdir()))] == ["", ""]
 
 
+def test_a_modality_of_two_values_makes_results(tmp_path: Path) -> None:
+    computed_tomography(tmp_path)
+    for path in tmp_path.iterdir():
+        dataset = dcmread(path)
+        dataset.Modality = ["CT", "PT"]
+        dataset.save_as(path)
+    assert [result.Modality for result in results_of(sorted(tmp_path.iterdir()))] == ["SEG", "SR"]
+
+
 @pytest.mark.parametrize("make", [computed_tomography, multiframe])
 @settings(max_examples=30, deadline=None)
 @given(
