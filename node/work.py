@@ -133,7 +133,7 @@ class WarmModels:
 def plan_inputs(package: Package, wanted: dict[str, list[str]], paths: dict[str, Path]) -> dict[str, InputPlan]:
     """The volumes and images of a job's inputs, assembled from exactly the instances that it names.
 
-    `InputRefused` when one is gone.
+    `InputRefused` when one is gone, or when they make another volume than the one that was decided on.
     """
     plans: dict[str, InputPlan] = {}
     for name, uids in wanted.items():
@@ -143,7 +143,14 @@ def plan_inputs(package: Package, wanted: dict[str, list[str]], paths: dict[str,
                 f"{len(missing)} of {len(uids)} instances are no longer in the archive: send the study again"
             )
         headers = {paths[uid]: read_header(paths[uid]) for uid in uids}
-        plans[name] = select_input(assemble_volumes(headers), package.manifest.inputs[name]).plan
+        plan = select_input(assemble_volumes(headers), package.manifest.inputs[name]).plan
+        used = len({reference.sop_instance_uid for reference in plan.slices})
+        if used != len(uids):
+            raise InputRefused(
+                f"the job names {len(uids)} instances, and {used} of them make one input: `radnode reprocess` "
+                "decides over the study again"
+            )
+        plans[name] = plan
     return plans
 
 

@@ -126,6 +126,9 @@ def _no_image(header: Dataset) -> str:
         return "it has no rows or no columns"
     if not header.get("SOPInstanceUID") or not header.get("SOPClassUID"):
         return "it has no SOPInstanceUID or no SOPClassUID"
+    # A damaged UID may have two values.
+    if not all(isinstance(header.get(keyword) or None, str) for keyword in ("StudyInstanceUID", "SeriesInstanceUID")):
+        return "it has no StudyInstanceUID or no SeriesInstanceUID"
     if header.SOPClassUID in _RESULTS:
         return f"{class_name(header)} is a result, no image"
     if _frame_count(header) > FRAMES_MAX:

@@ -22,6 +22,8 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import (
     UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGExtended12Bit,
@@ -42,6 +44,11 @@ PIXELS = (
 # pydicom tries its plug-ins in alphabetical order. Measured on 512x512 of 16 bits: RLE 10 ms by pydicom itself and 1 ms
 # by pylibjpeg, JPEG-LS 9 ms by gdcm and 5 ms by pyjpegls; JPEG 2000 is quickest by gdcm, which comes first.
 _QUICKEST = {RLELossless: "pylibjpeg", JPEGLSLossless: "pyjpegls", JPEGLSNearLossless: "pyjpegls"}
+
+# Syntaxes that keep every bit where it was; the others encode values, wherever their bits were.
+_AS_STORED = (
+    ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless,
+)  # fmt: skip
 
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"
 _LONG_LENGTH = (b"OB\0\0", b"OW\0\0")  # with the two reserved bytes after them (PS3.5 7.1.2)
@@ -94,9 +101,21 @@ def open_instance(path: Path, sop_instance_uid: str) -> Iterator[OpenInstance]:
         with _refusing(sop_instance_uid, ""):
             header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(PIXELS))
             syntax = str(header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian))
+            is_shifted = _is_shifted(header, syntax)
+        if is_shifted:
+            raise InputRefused(
+                f"the pixel data of instance {sop_instance_uid} cannot be read: HighBit {header.HighBit} is not "
+                f"BitsStored {header.BitsStored} less one, so where its values lie is not known"
+            )
         with _refusing(sop_instance_uid, syntax):
             frames = _plain_frames(header, file, syntax) or _DecodedFrames(path)
         yield OpenInstance(frames, sop_instance_uid, syntax)
+
+
+def _is_shifted(header: Dataset, syntax: str) -> bool:
+    """Whether values lie above the lowest bits, which only old objects may do (PS3.5 8.1.1); no decoder shifts them."""
+    high, stored = header.get("HighBit"), header.get("BitsStored")
+    return syntax in _AS_STORED and isinstance(high, int) and isinstance(stored, int) and high > stored - 1
 
 
 @contextmanager
@@ -181,7 +200,8 @@ def _plain_frames(header: FileDataset, file: BinaryIO, syntax: str) -> _PlainFra
     length = int.from_bytes(element[4:8] if implicit else element[8:12], "little")
     offset = start + (8 if implicit else 12)
     wanted = count * rows * columns * allocated // 8
-    if length == 0xFFFFFFFF or length < wanted:
+    # Lengths are even (PS3.5 7.1); an odd one is a VR: the data set is explicit whatever the file calls it.
+    if length == 0xFFFFFFFF or length % 2 or length < wanted:
         return None
     if os.fstat(file.fileno()).st_size < offset + wanted:
         raise _Truncated

@@ -171,23 +171,34 @@ def image_spacing_mm(header: Dataset) -> tuple[float, float] | None:
 def _in_parallel(paths: Sequence[Path], slices: Sequence[SliceRef], read: Callable[[OpenInstance, int], None]) -> None:
     """Call `read` with every slice's open instance and index; each file is opened once.
 
-    Files are read side by side, or the frames of the only file are.
+    Files are read side by side, or the frames of the only file are. What goes wrong with one is an `InputRefused`.
     """
     indices: dict[Path, list[int]] = {}
     for index, path in enumerate(paths):
         indices.setdefault(path, []).append(index)
 
+    def read_one(instance: OpenInstance, index: int) -> None:
+        try:
+            read(instance, index)
+        except (InputRefused, MemoryError):
+            raise
+        except Exception as error:  # of as many kinds as there are ways to damage a table or a number
+            raise InputRefused(
+                f"the values of instance {slices[index].sop_instance_uid} cannot be made of its pixel data: "
+                f"{type(error).__name__}"
+            ) from error
+
     def read_file(path: Path) -> None:
         with open_instance(path, slices[indices[path][0]].sop_instance_uid) as instance:
             for index in indices[path]:
-                read(instance, index)
+                read_one(instance, index)
 
     with ThreadPoolExecutor(THREADS) as pool:
         if len(indices) > 1:
             list(pool.map(read_file, indices))
         else:
             with open_instance(paths[0], slices[0].sop_instance_uid) as instance:
-                list(pool.map(lambda index: read(instance, index), range(len(slices))))
+                list(pool.map(lambda index: read_one(instance, index), range(len(slices))))
 
 
 class _MultiFrames:

@@ -41,8 +41,10 @@ def tell_apart(slices: Sequence[Slice]) -> list[Group]:
     groups: list[Group] = []
     for prefix, shape in zip(names, shapes, strict=True):
         for group in _by_traits(shape):
-            name = ", ".join(part for part in (prefix, group.name) if part)
-            groups.append(Group(name, group.slices, group.refused))
+            # As it is split here, so it would be if its instances came alone: a job has only those.
+            for part in [group] if group.refused else _interleaved(group.slices) or [Group("", group.slices)]:
+                name = ", ".join(dict.fromkeys(each for each in (prefix, group.name, part.name) if each))
+                groups.append(Group(name, part.slices, group.refused))
     return groups
 
 
@@ -76,7 +78,7 @@ def _by_traits(slices: tuple[Slice, ...]) -> list[Group]:
     places = _places(heights)
     count = int(places.max()) + 1
     if count == len(slices):
-        return _interleaved(slices, heights) or [Group("", slices)]
+        return [Group("", slices)]
     if count == 1:
         return [Group("", slices, f"all {len(slices)} slices lie at one place, {heights[0]:.2f} mm along the normal")]
     traits = list(_telling(slices, places))
@@ -204,8 +206,9 @@ def _names(chosen: Sequence[_Telling], members: list[list[int]]) -> list[str]:
     return names
 
 
-def _interleaved(slices: tuple[Slice, ...], heights: NDArray[np.float64]) -> list[Group]:
+def _interleaved(slices: tuple[Slice, ...]) -> list[Group]:
     """Volumes whose slices lie between each other's: together uneven, each even by itself. Else nothing."""
+    heights = heights_mm(slices)
     order = np.argsort(heights, kind="stable")
     if len(slices) < 6 or is_even(heights[order]):
         return []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from highdicom import SpecificCharacterSetValues
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.valuerep import DA, TM
 
 # Type 2 attributes of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): present, and empty when unknown.
@@ -25,19 +27,30 @@ _REFERENCES = ("ReferencedStudySequence", "ReferencedPatientSequence", "Referenc
 def complete_header(source: Dataset) -> Dataset:
     """A copy of a source header in which the Type 2 attributes that a result copies are present, empty where unknown.
 
-    Empty is also a date or time that is none, such as a birth date of 00000000; references that are incomplete are left
-    out of the copy.
+    Empty is also a date or time that is none, such as a birth date of 00000000, and a sex that DICOM does not know;
+    references that are incomplete are left out of the copy. Text is in UTF-8 where highdicom does not take the source's
+    character set. Of a name of several values the first counts.
     """
     header = source[:]  # shares the elements, not the set of them as copy.copy does
     for keyword in _TYPE_2:
         if keyword not in header:
             setattr(header, keyword, None)
+    for keyword in ("PatientName", "ReferringPhysicianName"):
+        if isinstance(names := header.get(keyword), MultiValue):  # a backslash within it; highdicom takes one value
+            delattr(header, keyword)
+            setattr(header, keyword, next((name for name in names if name), None))
+    if header.get("PatientSex") not in ("M", "F", "O", "", None):  # PS3.3 C.7.1.1; U and X are often sent
+        delattr(header, "PatientSex")
+        header.PatientSex = None
     for keyword, kind in _DATES.items():
         try:
             kind(str(header.get(keyword) or ""))
         except Exception:  # as many kinds as there are ways to be no date
             delattr(header, keyword)  # the element is the source's own: another one takes its place
             setattr(header, keyword, None)
+    if "SpecificCharacterSet" in header and not _is_taken(header.SpecificCharacterSet):
+        del header.SpecificCharacterSet
+        header.SpecificCharacterSet = "ISO_IR 192"
     for keyword in _REFERENCES:
         complete = [item for item in header.get(keyword) or () if _is_reference(item)]
         if keyword in header:
@@ -45,6 +58,13 @@ def complete_header(source: Dataset) -> Dataset:
         if complete:
             setattr(header, keyword, complete)
     return header
+
+
+def _is_taken(character_set: object) -> bool:
+    """Whether highdicom 0.28 takes it: no empty one, none of the usual Japanese and Korean pairs, whose first is empty,
+    and no code extensions by themselves."""
+    known = {value.value for value in SpecificCharacterSetValues}
+    return isinstance(character_set, str) and character_set in known and not character_set.startswith("ISO 2022")
 
 
 def _is_reference(item: Dataset) -> bool:

@@ -70,7 +70,7 @@ def make_sr(
             )
         ),
         # CID 100: the modality's own term; which region, the codes of the findings say.
-        procedure_reported=_PROCEDURES.get(sources[0].get("Modality", ""), codes.SCT.ImagingProcedure),
+        procedure_reported=_PROCEDURES.get(str(sources[0].get("Modality", "")), codes.SCT.ImagingProcedure),
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
         language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(

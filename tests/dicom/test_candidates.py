@@ -22,7 +22,14 @@ def assemble(folder: Path) -> Assembly:
 
 def header_of(**values: Any) -> Dataset:
     dataset = Dataset()
-    everything = {"SOPInstanceUID": "1.2.3.4", "SeriesInstanceUID": "1.2.3", "Rows": 8, "Columns": 9, **values}
+    everything = {
+        "SOPInstanceUID": "1.2.3.4",
+        "SeriesInstanceUID": "1.2.3",
+        "StudyInstanceUID": "1.2",
+        "Rows": 8,
+        "Columns": 9,
+        **values,
+    }
     for keyword, value in everything.items():
         setattr(dataset, keyword, value)
     return dataset

@@ -17,6 +17,7 @@ from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGExtended12Bit,
     JPEGLSLossless,
@@ -158,6 +159,46 @@ def test_files_without_file_meta_information_are_implicit_vr(tmp_path: Path) -> 
         dataset.preamble = None
         dataset.save_as(path, implicit_vr=True, little_endian=True)
     assert all(path.read_bytes()[128:132] != b"DICM" for path in tmp_path.iterdir())
+    (volume,) = read_volumes(tmp_path)
+    assert np.array_equal(volume.array, RANDOM)
+
+
+def test_files_without_file_meta_information_may_be_explicit_vr(tmp_path: Path) -> None:
+    for path in write_series(tmp_path, RANDOM):
+        dataset = dcmread(path)
+        del dataset.file_meta
+        dataset.preamble = None
+        dataset.save_as(path, implicit_vr=False, little_endian=True)
+    (volume,) = read_volumes(tmp_path)
+    assert np.array_equal(volume.array, RANDOM)
+
+
+def test_explicit_vr_that_is_called_implicit_is_read_from_its_first_pixel(tmp_path: Path) -> None:
+    for path in write_series(tmp_path, RANDOM):
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2\0\0\0", 1))
+        assert dcmread(path).file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
+    (volume,) = read_volumes(tmp_path)
+    assert np.array_equal(volume.array, RANDOM)
+
+
+def test_a_high_bit_that_is_not_the_last_stored_one_is_refused(tmp_path: Path) -> None:
+    write_series(tmp_path, (RANDOM & 0x0FFF) << 4, BitsStored=12, HighBit=15, PixelRepresentation=0)
+    with pytest.raises(InputRefused, match="HighBit"):
+        read_volumes(tmp_path)
+
+
+def test_an_icon_before_the_pixels_is_not_read_in_their_place(tmp_path: Path) -> None:
+    for path in write_series(tmp_path, RANDOM):
+        dataset = dcmread(path)
+        icon = Dataset()
+        icon.Rows, icon.Columns, icon.BitsAllocated, icon.PixelRepresentation = 2, 2, 8, 0
+        icon.PixelData = b"icon"
+        icon["PixelData"].VR = "OB"
+        dataset.IconImageSequence = [icon]
+        if path.stem < "002":
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        dataset.save_as(path)
     (volume,) = read_volumes(tmp_path)
     assert np.array_equal(volume.array, RANDOM)
 

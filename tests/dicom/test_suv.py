@@ -18,6 +18,7 @@ from node.dicom.volume import Volume
 from tests.dicom.slices import write_series
 
 HALF_LIFE_S = 6586.2  # F-18
+HALF_LIFE_ZR89_S = 282276.0
 DOSE_BQ = 370e6
 WEIGHT_KG = 70.0
 STORED = np.random.default_rng(5).integers(0, 30000, (4, 8, 8)).astype(np.int16)
@@ -73,6 +74,29 @@ CASES: dict[str, tuple[dict[str, Any], float]] = {
         {"RadiopharmaceuticalInformationSequence": [tracer(RadiopharmaceuticalStartDateTime="20190101101000")]},
         3000,
     ),
+    "a scan that began before the injection (dynamic)": (
+        {"RadiopharmaceuticalInformationSequence": [tracer(RadiopharmaceuticalStartTime="110020")]},
+        -20,
+    ),
+    "the same with a date": (
+        {"RadiopharmaceuticalInformationSequence": [tracer(RadiopharmaceuticalStartDateTime="20260304110020")]},
+        -20,
+    ),
+    "an injection written in another offset from UTC": (
+        {
+            "RadiopharmaceuticalInformationSequence": [tracer(RadiopharmaceuticalStartDateTime="20260304091000+0000")],
+            "TimezoneOffsetFromUTC": "+0100",
+        },
+        3000,
+    ),
+    "a tracer that lasts for days": (
+        {
+            "RadiopharmaceuticalInformationSequence": [
+                tracer(RadiopharmaceuticalStartDateTime="20260228101000", RadionuclideHalfLife=str(HALF_LIFE_ZR89_S))
+            ]
+        },
+        (4 * 86400 + 3000) * HALF_LIFE_S / HALF_LIFE_ZR89_S,
+    ),
     "before midnight": (
         {
             "RadiopharmaceuticalInformationSequence": [tracer(RadiopharmaceuticalStartTime="233000")],
@@ -97,6 +121,10 @@ MISSING: dict[str, dict[str, Any]] = {
     "a weight of zero": {"PatientWeight": "0"},
     "no tracer": {"RadiopharmaceuticalInformationSequence": None},
     "no dose": {"RadiopharmaceuticalInformationSequence": [tracer(RadionuclideTotalDose=None)]},
+    "a dose in MBq": {"RadiopharmaceuticalInformationSequence": [tracer(RadionuclideTotalDose="370")]},
+    "a tracer that lasts for days, and no day": {
+        "RadiopharmaceuticalInformationSequence": [tracer(RadionuclideHalfLife=str(HALF_LIFE_ZR89_S))]
+    },
     "no half-life": {"RadiopharmaceuticalInformationSequence": [tracer(RadionuclideHalfLife=None)]},
     "no time of injection": {"RadiopharmaceuticalInformationSequence": [tracer(RadiopharmaceuticalStartTime=None)]},
     "no decay correction": {"DecayCorrection": "NONE"},
