@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from monai.inferers.inferer import SlidingWindowInferer
 
+from node.infer.inspection import components
 from node.infer.reduce import to_labels, to_masks, to_values
 from node.infer.sliding import SlabSlidingWindowInferer
 
@@ -132,7 +133,7 @@ def _may_resample(config: Component, invert: Component) -> bool:
     steps = before.get("transforms")
     if not isinstance(steps, list) or not all(isinstance(step, dict) and "_target_" in step for step in steps):
         return True
-    return any(_kind(part).startswith(_RESAMPLES) or not _is_monai(part) for part in _parts(before))
+    return any(_kind(part).startswith(_RESAMPLES) or not _is_monai(part) for part in components(before))
 
 
 def _is_monai(component: Component) -> bool:
@@ -185,9 +186,3 @@ def _threshold(step: Component) -> float | None:
 def _same_key(steps: list[Component]) -> bool:
     """Whether every step works on the prediction and nothing else."""
     return all(step.get("keys") in ("pred", ["pred"], "@pred", ["@pred"]) for step in steps)
-
-
-def _parts(node: Any) -> list[Component]:
-    if isinstance(node, dict):
-        return ([node] if "_target_" in node else []) + [part for value in node.values() for part in _parts(value)]
-    return [part for value in node for part in _parts(value)] if isinstance(node, list) else []

@@ -6,7 +6,6 @@ are loaded as weights only. Everything else stays as its makers wrote it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from monai.bundle.config_parser import ConfigParser
 
 from node.errors import ModelError
 from node.infer.bounded import bound_memory
-from node.infer.inspection import REQUIRED
+from node.infer.inspection import REQUIRED, components
 from node.infer.manifest import Manifest, Task
 from node.infer.presented import MemoryReader
 from node.infer.shims import mend_component, mend_expression
@@ -112,18 +111,6 @@ def output_transform(parser: ConfigParser) -> Any | None:
         if is_saver(name) and name != "ClassificationSaver" and "output_transform" in handler:
             return parser.get_parsed_content(f"handlers#{index}#output_transform")
     return None
-
-
-def components(node: Any) -> Iterator[dict[str, Any]]:
-    """Every part of a configuration that names a class."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield node
-        for value in node.values():
-            yield from components(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from components(value)
 
 
 def class_name(component: dict[str, Any]) -> str:

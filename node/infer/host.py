@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -48,6 +49,8 @@ def main() -> int:
         code = 1
         try:
             code = _be_model(setup, namespaces)
+        except BaseException:
+            traceback.print_exc()  # the last lines of it reach the worker
         finally:
             sys.stderr.flush()
             os._exit(code)  # never back into the warden's frames

@@ -135,7 +135,7 @@ def _look_for_ids(config: dict[str, Any]) -> Iterator[Remark]:
 def _look_for_weights(package: Package, config: dict[str, Any], *, read: bool) -> Iterator[Remark]:
     folder = package.folder
     paths: list[Path] = []
-    for component in _components(config):
+    for component in components(config):
         if str(component["_target_"]).rpartition(".")[2] != "CheckpointLoader":
             continue
         try:
@@ -169,15 +169,16 @@ def _look_for_weights(package: Package, config: dict[str, Any], *, read: bool) -
                 yield Remark("good", f"{shown}: {tensors:,} tensors with {values:,} values, read as weights only")
 
 
-def _components(node: Any) -> Iterator[dict[str, Any]]:
+def components(node: Any) -> Iterator[dict[str, Any]]:
+    """Every part of a configuration that names a class."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield node
         for value in node.values():
-            yield from _components(value)
+            yield from components(value)
     elif isinstance(node, list):
         for value in node:
-            yield from _components(value)
+            yield from components(value)
 
 
 class _Unknown(Exception):

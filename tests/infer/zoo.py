@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from node.dicom.volume import Grid, Image, SliceRef, Volume
 from node.infer.bundle import BundleModel
-from node.infer.bundle_config import class_name, components, load_weights, parse_bundle, weights_path
+from node.infer.bundle_config import class_name, load_weights, parse_bundle, weights_path
+from node.infer.inspection import components
 from node.infer.manifest import Manifest, Task
 from node.infer.presented import MemoryReader
 from node.infer.shims import mended_libraries
