@@ -24,13 +24,12 @@ YIELDS = {
     "chest_ct_philips": ["CT 64 x 512 x 512"],
     "chest_ct_siemens/lung_kernel_B70f": ["CT 30 x 512 x 512"],
     "chest_ct_siemens/soft_kernel_B40f": ["CT 30 x 512 x 512"],
-    # Single instances without siblings: the MR one is a slice, the others are images. Two have no series UID.
+    # Single instances without siblings: the MR one is a slice, the others are images. Two belong to no study and no series.
     "compressed": [
-        "image 1: 1 x 480 x 640 colour",
-        "image 2: 1 x 480 x 640 colour",
         "CR image: 1 x 1760 x 1760 grey",
         "US image: 1 x 480 x 640 colour",
         "NM image: 1 x 1024 x 256 grey",
+        "2 refused: it has no StudyInstanceUID or no SeriesInstanceUID",
         SEGMENTATION,
         SINGLE,
     ],
