@@ -24,7 +24,7 @@ YIELDS = {
     "chest_ct_philips": ["CT 64 x 512 x 512"],
     "chest_ct_siemens/lung_kernel_B70f": ["CT 30 x 512 x 512"],
     "chest_ct_siemens/soft_kernel_B40f": ["CT 30 x 512 x 512"],
-    # Single instances without siblings: the MR one is a slice, the others are images. Two belong to no study and no series.
+    # Single instances without siblings: the MR one is a slice, the others are images. Two belong to no study or series.
     "compressed": [
         "CR image: 1 x 1760 x 1760 grey",
         "US image: 1 x 480 x 640 colour",
