@@ -26,6 +26,19 @@ IDENTITY_KEYWORDS = (
     "Modality",
 )
 
+# Type 2 attributes of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): present, and empty when unknown.
+PATIENT_AND_STUDY_KEYWORDS = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+
 
 def is_uid(text: str) -> bool:
     """Whether `text` is a UID by PS3.5 9.1: nothing before, nothing after, 64 characters at most."""

@@ -91,7 +91,7 @@ def carry_back(labels: NDArray[np.uint16], regular_grid: Grid, volume: Volume) -
     `labels` has the grid's shape, the result that of `volume.array`. Outside of the grid there is no label (0).
     """
     found = np.zeros(volume.array.shape, np.uint16)
-    for index, first in enumerate(_positions(volume)):
+    for index, first in enumerate(slice_positions(volume)):
         # The labels' indices (slice, row, column) of the slice's first voxel, and what they grow by per row and column.
         place = np.eye(4)
         place[:3, :2] = volume.grid.affine_lps[:3, :2]
@@ -247,7 +247,7 @@ def _axes(grid: Grid) -> tuple[Affine, NDArray[np.float64]]:
     return np.column_stack([across, down, np.cross(across, down)]).astype(np.float64), spacing_mm
 
 
-def _positions(volume: Volume) -> Affine:
+def slice_positions(volume: Volume) -> Affine:
     """The centre of each slice's first voxel (slices, 3), mm."""
     if volume.positions_lps is not None:
         return volume.positions_lps
@@ -310,7 +310,7 @@ def _place(image: sitk.Image, grid: Grid) -> None:
 def _nearest_slices(volume: Volume, grid: Grid, transform: sitk.Transform) -> tuple[SliceRef, ...]:
     """The acquired slice nearest to the middle of each slice of a grid."""
     axes, _ = _axes(volume.grid)
-    depths = _positions(volume) @ axes[:, 2]
+    depths = slice_positions(volume) @ axes[:, 2]
     _, rows, columns = grid.shape
     middles = grid.to_lps(np.array([((columns - 1) / 2, (rows - 1) / 2, index) for index in range(grid.shape[0])]))
     points = np.array([transform.TransformPoint(point.tolist()) for point in middles])

@@ -13,6 +13,7 @@ import node.infer.torchvision_operators  # noqa: F401 - before MONAI
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,11 +29,12 @@ from node.errors import ModelError, OutputRefused
 from node.infer.bounded import remarks_of
 from node.infer.bundle_config import load_weights, output_transform, parse_bundle
 from node.infer.bundle_output import Item, read_boxes, read_labels, read_landmarks, read_scores
+from node.infer.failures import explained
 from node.infer.manifest import Manifest, Task
 from node.infer.presented import MemoryReader
 from node.infer.results import Labelmap, Prediction, check_labelmap
 from node.infer.shims import mended_libraries
-from node.infer.sources import explained, sources_of
+from node.infer.sources import sources_of, tell_of
 
 
 class BundleModel:
@@ -142,7 +144,11 @@ class BundleModel:
 
     @contextmanager
     def _running(self, doing: str) -> Iterator[None]:
-        with explained(self._folder, doing), sources_of(self._folder, self._modules), mended_libraries():
+        with (
+            explained(self._folder.name, doing, partial(tell_of, self._folder)),
+            sources_of(self._folder, self._modules),
+            mended_libraries(),
+        ):
             yield
 
     def _load(self) -> Any:

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from node.errors import ModelError, RadnodeError
 
 
+def last_words(error: BaseException) -> str:
+    """The kind of the innermost cause and what it says, in one line."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    # TorchScript and torch.export put their own stacks first; what happened stands in the last line.
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    said = lines[-1] if (lines and lines[0].endswith(":")) or "Traceback" in str(cause) else (lines or [""])[0]
+    return f"{type(cause).__name__}: {said[:300]}"
+
+
 @contextmanager
-def explained(name: str, doing: str) -> Iterator[None]:
-    """Turn anything raised within into a `ModelError`: which model could not `doing`, why, by its innermost cause."""
+def explained(name: str, doing: str, tell: Callable[[BaseException], str] = last_words) -> Iterator[None]:
+    """Turn anything raised within into a `ModelError`: which model could not `doing`, and why, as `tell` says it."""
     import torch
 
     try:
@@ -24,14 +35,8 @@ def explained(name: str, doing: str) -> Iterator[None]:
     except MemoryError as error:
         raise ModelError(f"model {name} could not {doing}: out of memory") from error
     except (Exception, SystemExit) as error:  # a model may raise anything, and must not end the node's process
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
         logging.getLogger(__name__).debug("model %s could not %s", name, doing, exc_info=error)
-        # TorchScript and torch.export put their own stacks first; what happened stands in the last line.
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        said = lines[-1] if (lines and lines[0].endswith(":")) or "Traceback" in str(cause) else (lines or [""])[0]
-        raise ModelError(f"model {name} could not {doing}: {type(cause).__name__}: {said[:300]}") from error
+        raise ModelError(f"model {name} could not {doing}: {tell(error)}") from error
 
 
 def name_signal(number: int) -> str:

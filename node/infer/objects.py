@@ -21,20 +21,12 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, UID_dictionary
 
-from node.dicom.identity import is_uid
+from node.dicom.identity import PATIENT_AND_STUDY_KEYWORDS, is_uid
 from node.dicom.uid import derive_uid
 from node.errors import OutputRefused
 
 _SAME_PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "IssuerOfPatientID")
-_FILLED = (
-    *_SAME_PATIENT,
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-)
+_FILLED = (*PATIENT_AND_STUDY_KEYWORDS, "IssuerOfPatientID")
 _STORAGE = "Storage"
 
 

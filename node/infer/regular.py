@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from node.dicom.regrid import carry_back, make_regular, register_onto, resample_onto
+from node.dicom.regrid import carry_back, make_regular, register_onto, resample_onto, slice_positions
 from node.dicom.volume import Image, Volume
 from node.errors import InputRefused
 from node.infer.manifest import Manifest
@@ -62,9 +62,7 @@ def _carry(point: Landmark, seen: Volume, source: Volume) -> Landmark:
     place = seen.grid.to_lps(np.array([[point.column, point.row, point.frame]]))[0]
     across, down = source.grid.affine_lps[:3, 0], source.grid.affine_lps[:3, 1]
     normal = np.cross(across, down)
-    positions = source.positions_lps
-    if positions is None:
-        positions = source.grid.to_lps(np.array([(0, 0, index) for index in range(len(source.slices))]))
+    positions = slice_positions(source)
     frame = int(np.abs((positions - place) @ normal).argmin())
     offset = place - positions[frame]
     return replace(

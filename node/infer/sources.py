@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pydoc
 import re
 import sys
@@ -12,10 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-
-import torch
-
-from node.errors import ModelError, RadnodeError
 
 
 @contextmanager
@@ -42,25 +37,13 @@ def sources_of(folder: Path, modules: dict[str, ModuleType]) -> Iterator[None]:
             sys.modules.update(others)
 
 
-@contextmanager
-def explained(folder: Path, doing: str) -> Iterator[None]:
-    """Whatever a package raises, as a `ModelError` that says what, why (by its innermost cause) and in which part."""
-    name = folder.name
-    try:
-        yield
-    except RadnodeError:
-        raise
-    except torch.OutOfMemoryError as error:
-        raise ModelError(f"model {name} could not {doing}: the GPU is out of memory") from error
-    except MemoryError as error:
-        raise ModelError(f"model {name} could not {doing}: out of memory") from error
-    except (Exception, SystemExit) as error:  # a package may raise anything, and must not end the node's process
-        causes = _causes_of(error)
-        logging.getLogger(__name__).debug("model %s could not %s", name, doing, exc_info=error)
-        part = _part_of(causes, folder)
-        first_line = (str(causes[-1]).splitlines() or [""])[0][:300]
-        where = f" (in {part})" if part else ""
-        raise ModelError(f"model {name} could not {doing}: {type(causes[-1]).__name__}: {first_line}{where}") from error
+def tell_of(folder: Path, error: BaseException) -> str:
+    """Why a package raised, by the innermost cause, and in which part of it."""
+    causes = _causes_of(error)
+    part = _part_of(causes, folder)
+    first_line = (str(causes[-1]).splitlines() or [""])[0][:300]
+    where = f" (in {part})" if part else ""
+    return f"{type(causes[-1]).__name__}: {first_line}{where}"
 
 
 def _take_modules(names: set[str]) -> dict[str, ModuleType]:

@@ -7,18 +7,8 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.valuerep import DA, TM
 
-# Type 2 attributes of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): present, and empty when unknown.
-_TYPE_2 = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-)
+from node.dicom.identity import PATIENT_AND_STUDY_KEYWORDS
+
 _DATES = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 # Optional sequences of references that are copied; scanners leave them incomplete.
 _REFERENCES = ("ReferencedStudySequence", "ReferencedPatientSequence", "ReferencedPerformedProcedureStepSequence")
@@ -32,7 +22,7 @@ def complete_header(source: Dataset) -> Dataset:
     character set. Of a name of several values the first counts.
     """
     header = source[:]  # shares the elements, not the set of them as copy.copy does
-    for keyword in _TYPE_2:
+    for keyword in PATIENT_AND_STUDY_KEYWORDS:
         if keyword not in header:
             setattr(header, keyword, None)
     for keyword in ("PatientName", "ReferringPhysicianName"):
