@@ -16,6 +16,7 @@ from node.dicom.codes import LATERALITY, Code
 from node.dicom.volume import Image
 from node.infer.manifest import Segment
 from node.report.colors import segment_colors
+from node.report.kinds import Kind
 from node.report.slices import drop_geometry, refer_to_sources, stand_ins
 from node.report.subject import MANUFACTURER, Subject
 
@@ -38,7 +39,7 @@ def make_seg(subject: Subject, kind: Literal["BINARY", "LABELMAP"] = "BINARY") -
         segmentation_type=kind,
         segment_descriptions=descriptions,
         series_instance_uid=subject.uid("seg", "series"),
-        series_number=subject.series_number,
+        series_number=subject.series_number(Kind.SEG),
         sop_instance_uid=subject.uid("seg"),
         instance_number=1,
         manufacturer=MANUFACTURER,
@@ -46,11 +47,11 @@ def make_seg(subject: Subject, kind: Literal["BINARY", "LABELMAP"] = "BINARY") -
         software_versions=f"radnode {subject.node_version}",
         device_serial_number=subject.model_digest[:16],
         content_label="AI_UNVERIFIED",
-        content_description=subject.series_description,
+        content_description=subject.series_description(Kind.SEG),
         content_creator_name="radnode^AI",
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
-        series_description=subject.series_description,
+        series_description=subject.series_description(Kind.SEG),
     )
     refer_to_sources(seg, subject)
     if isinstance(subject.source, Image):

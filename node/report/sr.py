@@ -16,6 +16,7 @@ from pydicom.sr.coding import Code as PydicomCode
 from node.dicom.codes import LATERALITY
 from node.dicom.volume import SliceRef
 from node.infer.manifest import Finding
+from node.report.kinds import Kind
 from node.report.library import describe_images
 from node.report.seg import coded, stamp
 from node.report.source import complete_header
@@ -85,14 +86,14 @@ def make_sr(
         evidence=[*sources, *about],
         content=report,
         series_instance_uid=origin.uid(name, "series"),
-        series_number=origin.series_number + 1,
+        series_number=origin.series_number(Kind.SR),
         sop_instance_uid=origin.uid(name),
         instance_number=1,
         manufacturer=MANUFACTURER,
         is_complete=True,
         is_final=False,  # preliminary: nobody has read it
         is_verified=False,
-        series_description=description or origin.series_description,
+        series_description=description or origin.series_description(Kind.SR),
         manufacturer_model_name=f"{origin.model_name} {origin.model_version}"[:64],
         software_versions=f"radnode {origin.node_version}",
         device_serial_number=origin.model_digest[:16],

@@ -12,6 +12,8 @@ from node.dicom.volume import Image, SliceRef, Volume
 from node.errors import OutputRefused
 from node.infer.manifest import Finding, Manifest
 from node.infer.results import Labelmap, Prediction
+from node.report.house import House
+from node.report.kinds import Kind
 
 MANUFACTURER = "radnode"
 
@@ -28,7 +30,7 @@ class Origin:
     model_version: str
     model_digest: str
     node_version: str
-    series_number: int = 901  # of the first result series; the next kind takes the next number
+    house: House = field(default_factory=House)
     parameters: dict[str, str] = field(default_factory=dict)
 
     def uid(self, *parts: str) -> str:
@@ -40,10 +42,15 @@ class Origin:
         """The UID of the observing device: this model in this version of the node (PS3.16 TID 1004)."""
         return derive_uid("device", self.model_name, self.model_version, self.node_version)
 
-    @property
-    def series_description(self) -> str:
-        """What a viewer lists the result under (LO, 64 characters); what matters most stands first."""
-        return f"AI unverified: {self.model_name} {self.model_version}"[:64]
+    def series_number(self, kind: Kind) -> int:
+        """The number of the series that the results of one kind are in."""
+        return self.house.number(self.model_name, kind)
+
+    def series_description(self, kind: Kind) -> str:
+        """What a viewer lists these results under (LO, 64 characters)."""
+        return self.house.describe(
+            model=self.model_name, version=self.model_version, title=self.manifest.title, kind=kind
+        )
 
     def algorithm_parameters(self) -> dict[str, str]:
         """What the result depends on beside the images, by name."""
