@@ -25,7 +25,7 @@ class Labelmap:
     grid: Grid | None  # None for a planar image
     input: str = "image"  # the manifest's input whose grid this is
     remarks: tuple[str, ...] = field(default=())  # what the run wants said with the result
-    # Label to its probability on the same grid, 255 for certain; None unless they were asked for and the model has them.
+    # Label to its probability on the same grid, 255 for certain; None unless asked for and the model has them.
     probabilities: Mapping[int, NDArray[np.uint8]] | None = None
 
 
