@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from pydicom.dataset import Dataset
+
 from node import __version__
 from node.dicom.assembly import InputPlan
 from node.dicom.pixels import read_input
@@ -15,6 +17,8 @@ from node.infer.package import Package
 from node.infer.regular import inputs_as_seen, prediction_as_sent
 from node.infer.results import DicomObjects
 from node.report.findings import Findings, Measured, measure
+from node.report.house import House
+from node.report.kinds import Wanted
 from node.report.results import Result, make_results
 from node.report.subject import Subject
 
@@ -50,10 +54,14 @@ def analyse(
     *,
     key: str,
     created: datetime,
+    house: House | None = None,
+    wanted: Wanted | None = None,
+    previous: tuple[Dataset, ...] = (),
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Analysis:
     """Read the planned inputs, run the model, measure, and make the DICOM results whose UIDs derive from `key`.
 
+    `house` are the site's rules for them, `wanted` says which are made, `previous` are the reports that these replace.
     `progress` is told each stage of `STAGES` as it begins. Raises `InputRefused` for voxels that cannot be read,
     `ModelError` when the model fails, `OutputRefused` when what it returned is no result.
     """
@@ -103,9 +111,11 @@ def analyse(
             model_version=package.version,
             model_digest=package.digest,
             node_version=__version__,
+            house=house or House(),
+            previous=previous,
         )
     )
     begin("report", "measure")
-    results = make_results(findings)
+    results = make_results(findings, wanted)
     begin("", "report")
     return Analysis(plan, findings, results, seconds, prediction.remarks)

@@ -19,7 +19,7 @@ from node.archive.store import Archive
 from node.config import Config
 from node.errors import RadnodeError
 from node.infer.shelf import PackageShelf
-from node.queue import recover_lost_jobs
+from node.queue.leases import recover_lost_jobs
 from node.route import route_study
 
 _log = logging.getLogger(__name__)

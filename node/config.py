@@ -21,6 +21,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Valida
 from node.dicom.conditions import When
 from node.dicom.identity import is_uid
 from node.errors import ConfigError, Problem
+from node.report.house import BANNER, DESCRIPTION, House, Language
+from node.report.kinds import Kind
 from node.yamlfile import Location, Number, Section, WholeNumber, listing_of, load_yaml, mapping_of, one_or_list
 
 ENVIRONMENT = "RADNODE_CONFIG"
@@ -170,6 +172,19 @@ def _check_web_address(value: str) -> str:
     return value.strip()
 
 
+def _check_description(value: str) -> str:
+    """A pattern that gives an LO (PS3.5 6.2)."""
+    try:
+        House(series_description=value).describe(model="m", version="1", title="t", kind="seg")
+    except (KeyError, ValueError, IndexError, AttributeError):
+        raise ValueError(
+            f"found {value!r}; expected text in which {{model}}, {{version}}, {{title}} and {{kind}} may stand"
+        ) from None
+    if not value.strip() or "\\" in value or not value.isprintable():
+        raise ValueError(f"found {value!r}; expected text of printable characters without a backslash")
+    return value
+
+
 def _check_device(value: str) -> str:
     if not _DEVICE.fullmatch(value):
         raise ValueError(f"found {value!r}; expected auto, cpu, cuda, or cuda:N for one GPU of several")
@@ -215,6 +230,7 @@ StorageClass = Annotated[str, AfterValidator(_check_uid)]
 Port = Annotated[WholeNumber, Field(ge=1, le=65535)]
 Name = Annotated[str, AfterValidator(_check_name)]
 WebAddress = Annotated[str, AfterValidator(_check_web_address)]
+SeriesNumber = Annotated[WholeNumber, Field(ge=1, le=999_000)]
 Digest = Annotated[str, AfterValidator(_check_digest)]
 ResolvedPath = Annotated[Path, BeforeValidator(_resolve)]
 
@@ -241,6 +257,10 @@ class Peer(Section):
     maximum_associations: WholeNumber | None = Field(default=None, ge=1, le=1000)  # at once; None: as all together
     maximum_rate: Number | None = Field(default=None, gt=0)  # instances per second; a faster one is slowed down
     sop_classes: tuple[StorageClass, ...] | None = Field(default=None, min_length=1)  # UIDs; None: what the node takes
+    # What it gets as a destination.
+    results: tuple[Kind, ...] | None = Field(default=None, min_length=1)  # None: whatever its routes make
+    seg: Literal["auto", "binary", "labelmap", "fractional"] = "binary"  # auto: labelmap where it accepts that class
+    compression: Literal["none", "lossless"] = "none"  # lossless: in the best lossless syntax that it accepts
 
 
 class Tls(Section):
@@ -290,6 +310,30 @@ class Route(Section):
     when: When  # `{}` takes every series
     run: tuple[Name, ...] = Field(min_length=1)  # names of model packages
     send_to: tuple[Name, ...] = ()  # names of peers
+    results: tuple[Kind, ...] = Field(default=(Kind.SEG, Kind.SR), min_length=1)  # what is made
+    tell_no_result: bool = Field(default=True, strict=True)  # whether the peers hear of a refusal or a failure
+
+
+class Results(Section):
+    """The site's own rules for result objects."""
+
+    series_number: SeriesNumber = 901  # of the first kind; every kind has its place after it
+    series_numbers: dict[Name, SeriesNumber] = Field(default_factory=dict)  # the same for single models
+    series_description: Annotated[str, AfterValidator(_check_description)] = DESCRIPTION
+    banner: str = Field(default=BANNER, min_length=4, max_length=80)  # on every picture
+    language: Language = "en"  # of what people read on pictures
+    withdraw_replaced: bool = Field(default=False, strict=True)  # a newer result withdraws the one that it replaces
+
+    @property
+    def house(self) -> House:
+        """These rules as the makers of results take them."""
+        return House(
+            series_number=self.series_number,
+            series_numbers=self.series_numbers,
+            series_description=self.series_description,
+            banner=self.banner,
+            language=self.language,
+        )
 
 
 class Workers(Section):
@@ -333,6 +377,7 @@ class Config(Section):
     complete: Complete = Field(default_factory=Complete)
     models: Models
     routes: tuple[Route, ...] = ()
+    results: Results = Field(default_factory=Results)
     workers: Workers = Field(default_factory=Workers)
     keep: Keep = Field(default_factory=Keep)
     web: Web | None = None  # None: no HTTP port

@@ -83,3 +83,7 @@ class DeliveryError(RadnodeError):
 
 class NotFound(RadnodeError):
     """A study, job, model or peer that a command named does not exist here."""
+
+
+class NotAllowed(RadnodeError):
+    """What a command asks for would do harm as things stand."""

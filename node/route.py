@@ -25,7 +25,7 @@ from node.dicom.header import read_header
 from node.dicom.selection import select_input
 from node.errors import InputRefused, RadnodeError
 from node.infer.package import Package
-from node.queue import NewJob, add_job, job_key, requeue_job
+from node.queue.jobs import NewJob, add_job, job_key, requeue_job
 
 Headers = Mapping[Path, Dataset]
 LookUp = Callable[[str], Package | RadnodeError]  # a model's name to its package, or why it cannot be used
@@ -158,9 +158,12 @@ def route_study(
 
 
 def _plan_job(route: Route, model: str, headers: Headers, package: Package | RadnodeError) -> NewJob:
+    kinds = [str(kind) for kind in route.results]
     everything = sorted(str(header.SOPInstanceUID) for header in headers.values())
     if isinstance(package, RadnodeError):
-        return NewJob(route.name, model, "", "", {"": everything}, route.send_to, refusal=str(package))
+        return NewJob(
+            route.name, model, "", "", {"": everything}, route.send_to, kinds, route.tell_no_result, str(package)
+        )
     inputs: dict[str, list[str]] = {}
     refusal = ""
     assembly = assemble_volumes(headers)
@@ -171,7 +174,9 @@ def _plan_job(route: Route, model: str, headers: Headers, package: Package | Rad
         except InputRefused as error:
             refusal = str(error)
             inputs[name] = everything
-    return NewJob(route.name, model, package.version, package.digest, inputs, route.send_to, refusal)
+    return NewJob(
+        route.name, model, package.version, package.digest, inputs, route.send_to, kinds, route.tell_no_result, refusal
+    )
 
 
 def _instance_number(header: Dataset) -> int:

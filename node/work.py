@@ -33,17 +33,10 @@ from node.infer.model import DicomModel, Model, open_model
 from node.infer.package import Package
 from node.infer.packagings import Adapter
 from node.infer.shelf import PackageShelf
-from node.queue import (
-    LEASE_S,
-    NewResult,
-    WorkerId,
-    claim_job,
-    end_job,
-    fail_attempt,
-    finish_job,
-    release_job,
-    renew_lease,
-)
+from node.outcome import destinations, keep_results, make_untold, previous_reports, wanted_of
+from node.queue.leases import LEASE_S, claim_job, end_job, fail_attempt, finish_job, release_job, renew_lease
+from node.queue.untold import claim_untold, drop_untold, finish_untold
+from node.queue.workers import WorkerId
 
 _log = logging.getLogger(__name__)
 
@@ -66,12 +59,17 @@ def work_until(stop: threading.Event, archive: Archive, config: Config, *, ready
     ready()
     while not stop.is_set():
         try:
+            # First what is quick: the peers of a job without a result wait for a sentence only.
+            untold = claim_untold(archive.database, worker)
+            if untold is not None:
+                _tell_no_result(archive, config, untold, worker, shelf)
+                continue
             job = claim_job(archive.database, worker)
             if job is None:
                 stop.wait(POLL_S)
                 continue
             with _Heartbeat(archive, job, worker, stop, _timeout_s(shelf, job), models):
-                _run(archive, job, worker, shelf, models)
+                _run(archive, config, job, worker, shelf, models)
             models.make_room()
         except SQLAlchemyError as error:
             _log.error("work: database: %s", type(error).__name__)
@@ -154,7 +152,7 @@ def plan_inputs(package: Package, wanted: dict[str, list[str]], paths: dict[str,
     return plans
 
 
-def _run(archive: Archive, job: Job, worker: WorkerId, shelf: PackageShelf, models: WarmModels) -> None:
+def _run(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: PackageShelf, models: WarmModels) -> None:
     """One attempt, and its end in the queue whatever happened."""
     database = archive.database
     try:
@@ -168,8 +166,18 @@ def _run(archive: Archive, job: Job, worker: WorkerId, shelf: PackageShelf, mode
         model = models.get(package)  # loads while the headers and voxels are read
         plans = plan_inputs(package, job.inputs, archive.instance_paths(wanted))
         created = datetime.fromtimestamp(job.created_at, UTC)
-        analysis = analyse(package, model, plans, key=job.key, created=created)
-        results = [_keep_result(archive, job, result) for result in analysis.results]
+        takes = destinations(config, database, job.send_to)
+        analysis = analyse(
+            package,
+            model,
+            plans,
+            key=job.key,
+            created=created,
+            house=config.results.house,
+            wanted=wanted_of(job, takes),
+            previous=previous_reports(archive, job),
+        )
+        results = keep_results(archive, job, analysis.results, takes)
         rows = [row for measurement in analysis.measurements for row in measurement.rows()]
         if finish_job(database, job, worker, results, rows, _tell(analysis)):
             _log.info("job %d done: %s on %d instances, %s", job.id, job.model, len(wanted), _tell(analysis))
@@ -194,17 +202,27 @@ def _run(archive: Archive, job: Job, worker: WorkerId, shelf: PackageShelf, mode
         _log.exception("job %d: attempt %d", job.id, job.attempts)
 
 
-def _keep_result(archive: Archive, job: Job, result) -> NewResult:
-    relative = Path("results") / job.key[:2] / job.key / f"{result.kind}.dcm"
-    encoded = result.encode()
-    with archive.spool_file() as spooled:
-        spooled.write(encoded)
-        spooled.keep(archive.storage / relative)
-    return NewResult(result.kind, result.sop_instance_uid, result.sop_class_uid, relative.as_posix(), len(encoded))
+def _tell_no_result(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: PackageShelf) -> None:
+    """Make what tells the peers that a job gave no result; when that cannot be made, the story says why."""
+    package = shelf.look_up(job.model)
+    try:
+        results = make_untold(archive, config, job, package if isinstance(package, Package) else None)
+        if finish_untold(archive.database, job, worker, results):
+            _log.info("job %d: its peers are told that there is no result", job.id)
+    except SQLAlchemyError:
+        raise
+    except ArchiveError as error:  # no room: it stays untold, and is tried again when the lease has run out
+        _log.error("job %d: its peers are not told yet: %s", job.id, error)
+    except RadnodeError as error:
+        drop_untold(archive.database, job, worker, str(error))
+        _log.error("job %d: its peers are not told: %s", job.id, error)
+    except Exception as error:  # the outermost loop of a worker
+        drop_untold(archive.database, job, worker, f"{type(error).__name__} in radnode: see the log of the node")
+        _log.exception("job %d: its peers are not told", job.id)
 
 
 def _tell(analysis: Analysis) -> str:
-    kinds = " and ".join(result.kind.upper() for result in analysis.results)
+    kinds = " and ".join(result.name.upper() for result in analysis.results)
     times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in analysis.seconds.items())
     return " ".join([f"{kinds} made ({times})", *analysis.remarks])
 

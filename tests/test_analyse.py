@@ -71,7 +71,7 @@ def test_stages_come_in_order_and_are_timed(plan: VolumePlan) -> None:
     assert all(seconds >= 0 for seconds in analysis.seconds.values())
     assert analysis.subject.source is model.inputs["image"]
     assert analysis.subject.prediction is model.prediction
-    assert [result.kind for result in analysis.results] == ["seg", "sr"]
+    assert [result.name for result in analysis.results] == ["seg", "sr"]
     assert [row["value"] for row in analysis.measurements[0].rows() if row["measurement"] == "mean"] == [40]
 
 
@@ -88,7 +88,7 @@ def test_every_kind_gives_a_report(
 ) -> None:
     analysis = analyse(package_of(manifest), Saying(prediction), {"image": plan}, key="job", created=CREATED)
     (result,) = analysis.results
-    assert result.kind == "sr"
+    assert result.name == "sr"
     assert result.dataset.StudyInstanceUID == plan.study_uid
     assert analysis.measurements[0].rows()[0]["segment"] == first_row
 

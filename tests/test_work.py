@@ -13,7 +13,10 @@ WORKER = """
 import sys, threading, time
 from pathlib import Path
 from sqlalchemy import insert, text
-from node import queue, work
+from node import work
+from node.queue.jobs import NewJob, add_job
+from node.queue.leases import claim_job
+from node.queue.workers import WorkerId
 from node.archive import schema
 from node.archive.records import StudyState
 from node.archive.store import Archive
@@ -23,10 +26,10 @@ archive = Archive(Path(sys.argv[1]), f"sqlite:///{sys.argv[1]}/radnode.sqlite")
 with archive.database.write() as connection:
     study = dict(study_uid="1.2", state=StudyState.ROUTED, instances=1, first_received_at=0.0, last_received_at=0.0)
     study_id = connection.scalar(insert(schema.studies).values(**study).returning(schema.studies.c.id))
-    job = queue.NewJob("chest", "lungs", "1.0", "d" * 64, {"image": ("1.1",)}, (), "")
-    queue.add_job(connection, study_id, "1.2", 1, job, time.time())
-worker = queue.WorkerId.mine()
-job = queue.claim_job(archive.database, worker)
+    job = NewJob("chest", "lungs", "1.0", "d" * 64, {"image": ("1.1",)}, ())
+    add_job(connection, study_id, "1.2", 1, job, time.time())
+worker = WorkerId.mine()
+job = claim_job(archive.database, worker)
 with archive.database.write() as connection:
     connection.execute(text("ALTER TABLE jobs RENAME TO gone"))
 stop = threading.Event()

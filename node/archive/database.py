@@ -7,6 +7,7 @@ in between.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,10 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from node.archive import schema
+from node.archive.migrations import make_tables, revision_of, upgrade
 from node.errors import ArchiveError
+
+_log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_S = 30.0
 _BRING_UP_LOCK = 0x7261646E6F6465  # 'radnode'
@@ -71,18 +75,19 @@ class Database:
                 if self.url.get_backend_name() == "postgresql":
                     # Processes that start together would race for the tables; SQLite's BEGIN IMMEDIATE already queues.
                     connection.execute(select(func.pg_advisory_xact_lock(_BRING_UP_LOCK)))
-                schema.metadata.create_all(connection)
-                version = connection.scalar(select(schema.schema_version.c.version))
-                if version is None:
-                    connection.execute(insert(schema.schema_version).values(version=schema.SCHEMA_VERSION))
-                    version = schema.SCHEMA_VERSION
+                revision = revision_of(connection)
+                if revision is None:
+                    make_tables(connection)
+                elif revision != schema.REVISION:
+                    upgrade(connection, revision)
+                    _log.warning("database brought from revision %s to %s", revision, schema.REVISION)
         except OperationalError as error:
             raise ArchiveError(f"cannot open the database {self.url.render_as_string()}: {error.orig}") from error
-        if version != schema.SCHEMA_VERSION:
+        except LookupError as error:
             raise ArchiveError(
-                f"the database {self.url.render_as_string()} has schema version {version}, this radnode works with "
-                f"version {schema.SCHEMA_VERSION}: install the radnode that made it, or restore a backup"
-            )
+                f"the database {self.url.render_as_string()} is at revision {error}, this radnode knows none beyond "
+                f"{schema.REVISION}: install the radnode that made it, or restore a backup"
+            ) from error
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -30,6 +30,7 @@ class JobState(StrEnum):
     FAILED = "failed"  # it cannot succeed as it is (package changed, output is no result)
     QUARANTINED = "quarantined"  # every allowed attempt failed or killed its worker
     CANCELLED = "cancelled"  # a person said so
+    WITHDRAWN = "withdrawn"  # a person took its results back; the peers that had them were told
 
 
 class DeliveryState(StrEnum):
@@ -119,6 +120,9 @@ class Job(Record):
     model_digest: str
     inputs: dict[str, list[str]]
     send_to: list[str]
+    results: list[str]
+    tell_no_result: bool
+    untold: bool
     state: JobState
     reason: str
     measurements: list[dict[str, Any]]

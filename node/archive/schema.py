@@ -10,6 +10,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKey,
@@ -20,16 +21,19 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
+    true,
 )
 
-SCHEMA_VERSION = 1
+REVISION = "0002"  # of the newest file in `migrations/versions`
 
 metadata = MetaData()
 
 # SQLite makes a rowid alias only of INTEGER.
 _Id = BigInteger().with_variant(Integer, "sqlite")
 
-schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
+# As alembic keeps it: which migration the tables are at.
+alembic_version = Table("alembic_version", metadata, Column("version_num", String(32), primary_key=True))
 
 studies = Table(
     "studies",
@@ -89,6 +93,9 @@ jobs = Table(
     Column("model_digest", String(64), nullable=False),
     Column("inputs", JSON, nullable=False),  # manifest input name to sorted SOP Instance UIDs
     Column("send_to", JSON, nullable=False),  # peer names
+    Column("results", JSON, nullable=False, server_default='["seg", "sr"]'),  # kinds, see node.report.kinds
+    Column("tell_no_result", Boolean, nullable=False, server_default=true()),  # whether the peers hear of a failure
+    Column("untold", Boolean, nullable=False, server_default=false()),  # ended without a result; the peers must hear
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False, default=""),
     Column("measurements", JSON, nullable=False, default=list),  # rows for people; the SR is the record
@@ -100,6 +107,7 @@ jobs = Table(
     Column("started_at", Double),
     Column("finished_at", Double),
     Index("jobs_by_state", "state", "not_before"),
+    Index("jobs_untold", "untold", "finished_at"),
 )
 
 results = Table(
@@ -107,7 +115,7 @@ results = Table(
     metadata,
     Column("id", _Id, primary_key=True),
     Column("job_id", _Id, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
-    Column("kind", String(16), nullable=False),  # seg, sr
+    Column("kind", String(16), nullable=False),  # seg, sr and so on: the name of its file
     Column("sop_instance_uid", String(64), nullable=False, unique=True),
     Column("sop_class_uid", String(64), nullable=False),
     Column("path", Text, nullable=False),  # relative to the storage folder
@@ -129,6 +137,18 @@ deliveries = Table(
     Column("delivered_at", Double),
     UniqueConstraint("result_id", "peer"),
     Index("deliveries_by_state", "peer", "state", "not_before"),
+)
+
+# What a peer accepted when it was asked, object class by object class.
+peer_storage = Table(
+    "peer_storage",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("peer", Text, nullable=False),
+    Column("sop_class_uid", String(64), nullable=False),
+    Column("transfer_syntaxes", JSON, nullable=False),  # UIDs; none: not this class
+    Column("asked_at", Double, nullable=False),
+    UniqueConstraint("peer", "sop_class_uid"),
 )
 
 commitments = Table(

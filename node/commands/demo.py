@@ -29,7 +29,7 @@ from node.demo.pacs import Pacs, free_port, start_pacs
 from node.demo.phantom import Phantom, make_chest_phantom
 from node.errors import DeliveryError, NotFound, RadnodeError
 from node.infer.package import Package, find_package
-from node.queue import list_jobs
+from node.queue.jobs import list_jobs
 
 PATIENCE_S = 540.0  # for all of it
 QUIET_S = 2.0

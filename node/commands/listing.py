@@ -13,9 +13,9 @@ from node.archive.store import Archive
 from node.commands.output import duration, local_time, print_json, print_table
 from node.config import find_config, load_config
 from node.deliver import outbox
-from node.queue import cancel_job as cancel
-from node.queue import list_jobs as jobs_of
-from node.queue import requeue_job
+from node.queue.jobs import cancel_job as cancel
+from node.queue.jobs import list_jobs as jobs_of
+from node.queue.jobs import requeue_job
 
 ACTOR = "command line"
 

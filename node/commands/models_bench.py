@@ -21,7 +21,7 @@ from node.commands.run import find_model, instances_of, plan_study, read_studies
 from node.dicom.assembly import shape_of
 from node.errors import InputRefused
 from node.infer.package import Package
-from node.queue import job_key
+from node.queue.jobs import job_key
 
 if TYPE_CHECKING:
     from node.analyse import Analysis

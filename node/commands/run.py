@@ -20,7 +20,7 @@ from node.dicom.header import read_header, scan_folder
 from node.dicom.selection import select_input
 from node.errors import InputRefused, RadnodeError
 from node.infer.package import Package, find_package, load_package
-from node.queue import job_key
+from node.queue.jobs import job_key
 
 if TYPE_CHECKING:
     from node.analyse import Analysis
@@ -104,7 +104,7 @@ def write_outcome(analysis: Analysis, folder: Path) -> dict[str, object]:
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for result in analysis.results:
-        file = folder / f"{result.kind}.dcm"
+        file = folder / f"{result.name}.dcm"
         file.write_bytes(result.encode())
         files.append(str(file))
     if analysis.findings is not None:

@@ -22,6 +22,7 @@ from pydicom.sr.codedict import codes
 from node.dicom.volume import Volume
 from node.errors import OutputRefused
 from node.infer.results import Box, Boxes
+from node.report.kinds import SegForm
 from node.report.page import Line, Mark, Panel
 from node.report.sections import show_section, show_sections, zoom
 from node.report.space import add_centre, cut_box
@@ -76,11 +77,11 @@ class BoxFindings:
             _measure(volume, rank, box, subject.meaning(box.label).name) for rank, box in enumerate(found, 1)
         ]
 
-    def objects(self) -> dict[str, Dataset]:
-        """None beside the report."""
-        return {}
+    def segmentation(self, form: SegForm) -> Dataset | None:
+        """None: nothing is segmented."""
+        return None
 
-    def groups(self, objects: dict[str, Dataset]) -> list[Group]:
+    def groups(self, seg: Dataset | None) -> list[Group]:
         """A group per box, then a statement per class of which none was found."""
         absent = sorted(self.subject.manifest.classes.keys() - {measured.box.label for measured in self.measurements})
         return [

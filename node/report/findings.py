@@ -9,6 +9,7 @@ from pydicom.dataset import Dataset
 
 from node.infer.results import Boxes, DicomObjects, Labelmap, Landmarks, Scores
 from node.report.boxes import BoxFindings
+from node.report.kinds import SegForm
 from node.report.landmarks import LandmarkFindings
 from node.report.page import Line, Panel
 from node.report.scores import ScoreFindings
@@ -38,12 +39,12 @@ class Findings(Protocol):
         """The findings and their numbers."""
         ...
 
-    def objects(self) -> dict[str, Dataset]:
-        """The result objects beside the report, by kind."""
+    def segmentation(self, form: SegForm) -> Dataset | None:
+        """The segmentation, in a form that the prediction has; None where there is nothing segmented."""
         ...
 
-    def groups(self, objects: dict[str, Dataset]) -> list[Group]:
-        """The report's measurement groups, at least one; they refer to `objects`."""
+    def groups(self, seg: Dataset | None) -> list[Group]:
+        """The report's measurement groups, at least one; they refer to the segmentation, where there is one."""
         ...
 
     def panels(self) -> list[Panel]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -27,3 +29,39 @@ class SegForm(StrEnum):
 
 # A result's place in the site's block of series numbers; two forms of one thing never go to the same destination.
 PLACES = {kind: place for place, kind in enumerate(Kind)}
+
+# The name of a report that there is no result; that of its page begins with it.
+NO_RESULT = "no-result"
+
+# The SOP class of a label map segmentation (PS3.4 B.5), which peers may accept or not.
+LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be made of a run."""
+
+    kinds: Collection[Kind] = (Kind.SEG, Kind.SR)
+    forms: tuple[SegForm, ...] = (SegForm.BINARY,)  # of the segmentation; a report is made for each
+
+
+@dataclass(frozen=True)
+class Takes:
+    """What one destination gets."""
+
+    kinds: Collection[Kind]
+    form: SegForm
+
+    def has(self, kind: Kind | None, forms: Collection[SegForm]) -> bool:
+        """Whether it gets a result of this kind for takers of these forms (none: of any).
+
+        A result of no kind is an object that the model made itself: everybody gets it.
+        """
+        return kind is None or (kind in self.kinds and (not forms or self.form in forms))
+
+
+def all_of(destinations: Iterable[Takes], kinds: Collection[Kind]) -> Wanted:
+    """What is to be made so that every destination gets what it takes of `kinds`; without any, what is usual."""
+    takes = list(destinations)
+    taken = [kind for kind in kinds if not takes or any(kind in each.kinds for each in takes)]
+    return Wanted(taken, tuple(dict.fromkeys(each.form for each in takes)) or (SegForm.BINARY,))

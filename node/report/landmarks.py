@@ -15,6 +15,7 @@ from pydicom.sr.codedict import codes
 from node.dicom.volume import Volume
 from node.errors import OutputRefused
 from node.infer.results import Landmark, Landmarks
+from node.report.kinds import SegForm
 from node.report.page import Line, Mark, Panel
 from node.report.sections import show_at, show_frames, show_sections, spread
 from node.report.space import add_centre, first_voxels
@@ -62,11 +63,11 @@ class LandmarkFindings:
             for number, point in enumerate(found, 1)
         ]
 
-    def objects(self) -> dict[str, Dataset]:
-        """None beside the report."""
-        return {}
+    def segmentation(self, form: SegForm) -> Dataset | None:
+        """None: nothing is segmented."""
+        return None
 
-    def groups(self, objects: dict[str, Dataset]) -> list[Group]:
+    def groups(self, seg: Dataset | None) -> list[Group]:
         """A group per point, then a statement per class of which none was found."""
         absent = sorted(self.subject.manifest.classes.keys() - {measured.point.label for measured in self.measurements})
         return [

@@ -7,6 +7,7 @@ from enum import StrEnum
 from highdicom import sr
 from pydicom.sr.codedict import codes
 
+from node.report.kinds import NO_RESULT, Kind, Wanted
 from node.report.results import Result, quietly
 from node.report.sr import Group, describe, identify_algorithm, make_sr, report_presence
 from node.report.subject import Origin
@@ -25,6 +26,19 @@ _STATUS = {  # CID 6042 Status of Results
 }
 
 
+def make_no_result(origin: Origin, state: NoResult, sentence: str, wanted: Wanted) -> list[Result]:
+    """What tells of no result, in those of the wanted kinds that can: a report and a page."""
+    results = []
+    if Kind.SR in wanted.kinds:
+        results.append(make_negative(origin, state, sentence))
+    return results
+
+
+def no_result_uid(origin: Origin, state: NoResult, sentence: str) -> str:
+    """The UID of such a report."""
+    return origin.uid(_name(state, sentence))
+
+
 def make_negative(origin: Origin, state: NoResult, sentence: str) -> Result:
     """An SR that says that the model gave no result on these images, and why.
 
@@ -35,8 +49,15 @@ def make_negative(origin: Origin, state: NoResult, sentence: str) -> Result:
     """
     with quietly():
         groups = [_status(origin, state, sentence), *_undetermined(origin)]
-        document = make_sr(origin, groups, name="no result", description=f"AI {state}: {origin.model_name}"[:64])
-    return Result("sr", document)
+        document = make_sr(
+            origin, groups, name=_name(state, sentence), description=f"AI {state}: {origin.model_name}"[:64]
+        )
+    return Result(NO_RESULT, document, Kind.SR)
+
+
+def _name(state: NoResult, sentence: str) -> str:
+    """Another sentence is another document: the same UID must always name the same content."""
+    return f"no result: {state}: {sentence}"
 
 
 def _status(origin: Origin, state: NoResult, sentence: str) -> Group:

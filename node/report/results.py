@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -12,16 +12,21 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from node.dicom.uid import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from node.infer.results import Labelmap
 from node.report.findings import Findings
+from node.report.kinds import Kind, SegForm, Wanted
 from node.report.sr import make_sr
+from node.report.subject import Subject
 
 
 @dataclass(frozen=True)
 class Result:
     """One DICOM object."""
 
-    kind: str  # seg, sr
+    name: str  # of its file and in lists: seg, sr, overlay-001
     dataset: Dataset
+    kind: Kind | None = None  # None for what the model made itself
+    forms: Collection[SegForm] = ()  # for whom it is: takers of these forms of segmentation; none: for all
 
     @property
     def sop_instance_uid(self) -> str:
@@ -43,12 +48,55 @@ class Result:
         return buffer.getvalue()
 
 
-def make_results(findings: Findings) -> tuple[Result, ...]:
-    """The objects of a run: what its kind of findings has, such as a SEG, and the SR."""
+# The kinds beside SEG and SR, which need each other: each from the findings alone, in the order in which they are sent.
+_PICTURES: dict[Kind, Callable[[Findings], list[Dataset]]] = {}
+
+
+def make_results(findings: Findings, wanted: Wanted | None = None) -> tuple[Result, ...]:
+    """The objects of a run, those first to which others refer."""
+    wanted = wanted or Wanted()
     with quietly():
-        objects = findings.objects()
-        report = make_sr(findings.subject, findings.groups(objects), about=list(objects.values()))
-    return (*(Result(kind, dataset) for kind, dataset in objects.items()), Result("sr", report))
+        return tuple(_make(findings, wanted))
+
+
+def _make(findings: Findings, wanted: Wanted) -> Iterator[Result]:
+    if Kind.SEG in wanted.kinds or Kind.SR in wanted.kinds:
+        for form, takers in _forms(findings.subject, wanted).items():
+            results = list(_make_report(findings, form, takers, wanted))
+            yield from results
+            if not results or not results[0].forms:  # nothing is segmented: one report for all
+                break
+    for kind, make in _PICTURES.items():
+        if kind in wanted.kinds:
+            datasets = make(findings)
+            for number, dataset in enumerate(datasets, 1):
+                yield Result(str(kind) if len(datasets) == 1 else f"{kind}-{number:03d}", dataset, kind)
+
+
+def _forms(subject: Subject, wanted: Wanted) -> dict[SegForm, list[SegForm]]:
+    """The forms to make, each with those whose takers get it: whoever takes probabilities gets a plain segmentation
+    of a model that gives none.
+    """
+    prediction = subject.prediction
+    fractional = isinstance(prediction, Labelmap) and prediction.probabilities is not None
+    forms: dict[SegForm, list[SegForm]] = {}
+    for form in wanted.forms:
+        made = SegForm.BINARY if form is SegForm.FRACTIONAL and not fractional else form
+        forms.setdefault(made, []).append(form)
+    return forms
+
+
+def _make_report(findings: Findings, form: SegForm, takers: list[SegForm], wanted: Wanted) -> Iterator[Result]:
+    """The SEG in one form and the report that refers to it; the report alone of findings that are no segments."""
+    seg = findings.segmentation(form)
+    suffix = "" if seg is None or form is SegForm.BINARY else f"-{form}"
+    served = () if seg is None else takers
+    if seg is not None and Kind.SEG in wanted.kinds:
+        yield Result(f"seg{suffix}", seg, Kind.SEG, served)
+    if Kind.SR in wanted.kinds:
+        about = [] if seg is None else [seg]
+        report = make_sr(findings.subject, findings.groups(seg), about=about, name=f"sr{suffix}")
+        yield Result(f"sr{suffix}", report, Kind.SR, served)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pydicom.sr.coding import Code as PydicomCode
 from node.dicom.volume import SliceRef, Volume
 from node.errors import OutputRefused
 from node.infer.results import Scores
+from node.report.kinds import SegForm
 from node.report.page import Line, Panel
 from node.report.sections import show_at, show_frame, show_sections, spread
 from node.report.sr import Group, describe, measure_certainty, report_presence
@@ -59,11 +60,11 @@ class ScoreFindings:
             for measured in _decide(subject, values, frame if per_frame else None, exclusive=prediction.exclusive)
         ]
 
-    def objects(self) -> dict[str, Dataset]:
-        """None beside the report."""
-        return {}
+    def segmentation(self, form: SegForm) -> Dataset | None:
+        """None: nothing is segmented."""
+        return None
 
-    def groups(self, objects: dict[str, Dataset]) -> list[Group]:
+    def groups(self, seg: Dataset | None) -> list[Group]:
         """A group per class of the input. Where each frame was judged: a group per frame and class that holds there,
         and one per class for all the frames that it does not hold for, with the highest certainty among them.
         """

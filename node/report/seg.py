@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime, tzinfo
-from typing import Literal
 
 import highdicom as hd
 import numpy as np
@@ -16,12 +15,12 @@ from node.dicom.codes import LATERALITY, Code
 from node.dicom.volume import Image
 from node.infer.manifest import Segment
 from node.report.colors import segment_colors
-from node.report.kinds import Kind
+from node.report.kinds import Kind, SegForm
 from node.report.slices import drop_geometry, refer_to_sources, stand_ins
 from node.report.subject import MANUFACTURER, Subject
 
 
-def make_seg(subject: Subject, kind: Literal["BINARY", "LABELMAP"] = "BINARY") -> Segmentation:
+def make_seg(subject: Subject, form: SegForm = SegForm.BINARY) -> Segmentation:
     """The segmentation of the subject's label map, slice by slice on its source images; empty frames are left out.
 
     Each frame refers to the one slice or frame that it was made of and lies where that lies; those of planar images lie
@@ -36,7 +35,7 @@ def make_seg(subject: Subject, kind: Literal["BINARY", "LABELMAP"] = "BINARY") -
     seg = Segmentation(
         source_images=stand_ins(subject),
         pixel_array=number_of[subject.labelmap.array],
-        segmentation_type=kind,
+        segmentation_type=form.upper(),
         segment_descriptions=descriptions,
         series_instance_uid=subject.uid("seg", "series"),
         series_number=subject.series_number(Kind.SEG),

@@ -13,6 +13,7 @@ from pydicom.sr.coding import Code as PydicomCode
 from node.dicom.codes import Code
 from node.dicom.volume import Volume
 from node.infer.manifest import Measurement
+from node.report.kinds import SegForm
 from node.report.measure import SegmentMeasurements, measure_segments
 from node.report.page import Line, Panel
 from node.report.sections import AXIAL_PANELS, show_frames, show_section, spread
@@ -54,18 +55,18 @@ class SegmentFindings:
             subject.volume, subject.labelmap, subject.manifest
         )
 
-    def objects(self) -> dict[str, Dataset]:
+    def segmentation(self, form: SegForm) -> Dataset | None:
         """The SEG, when anything was found: one without frames is not valid (PS3.3 C.7.6.16)."""
         if not any(measured.voxels for measured in self.measurements):
-            return {}
-        return {"seg": make_seg(self.subject)}
+            return None
+        return make_seg(self.subject, form)
 
-    def groups(self, objects: dict[str, Dataset]) -> list[Group]:
+    def groups(self, seg: Dataset | None) -> list[Group]:
         """A measurement group per segment that was found; a segment that was not found is said so."""
         found = [
-            _measure(self.subject, number, measured, objects["seg"])
+            _measure(self.subject, number, measured, seg)
             for number, measured in enumerate(self.measurements, 1)
-            if measured.voxels
+            if measured.voxels and seg is not None
         ]
         absent = [
             report_presence(_described(self.subject, measured.number), codes.SCT.Absent)

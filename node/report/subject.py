@@ -31,6 +31,7 @@ class Origin:
     model_digest: str
     node_version: str
     house: House = field(default_factory=House)
+    previous: tuple[Dataset, ...] = ()  # headers of the reports of ours that this one replaces
     parameters: dict[str, str] = field(default_factory=dict)
 
     def uid(self, *parts: str) -> str:

@@ -90,7 +90,7 @@ def _health(archive: Archive) -> Response:
     """200 while the database answers, else 503."""
     try:
         with archive.database.read() as connection:
-            connection.execute(select(schema.schema_version.c.version)).first()
+            connection.execute(select(schema.alembic_version.c.version_num)).first()
     except SQLAlchemyError as error:
         _log.error("health: database: %s", type(error).__name__)
         return JSONResponse({"status": "failing", "database": "does not answer", "version": __version__}, 503)

@@ -105,7 +105,7 @@ class Case:
     @property
     def files(self) -> dict[str, Path]:
         """Kind to file of the results."""
-        return {result.kind: self.folder / f"{result.kind}.dcm" for result in self.analysis.results}
+        return {result.name: self.folder / f"{result.name}.dcm" for result in self.analysis.results}
 
 
 @cache
@@ -147,7 +147,7 @@ def make_case(
     folder.mkdir(parents=True, exist_ok=True)
     case = Case(plan, analysis, folder)
     for result in analysis.results:
-        case.files[result.kind].write_bytes(result.encode())
+        case.files[result.name].write_bytes(result.encode())
     return case
 
 

@@ -80,8 +80,8 @@ def tell(subject: Subject, folder: Path) -> Told:
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for result in make_results(findings):
-        files[result.kind] = folder / f"{result.kind}.dcm"
-        files[result.kind].write_bytes(result.encode())
+        files[result.name] = folder / f"{result.name}.dcm"
+        files[result.name].write_bytes(result.encode())
     return Told(findings, files)
 
 

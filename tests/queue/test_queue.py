@@ -14,13 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import insert, update
 
-from node import queue
 from node.archive import schema
 from node.archive.records import DeliveryState, Job, JobState, StudyState
 from node.archive.store import Archive
 from node.deliver.outbox import list_parcels
 from node.errors import NotFound
-from node.queue import NewJob, NewResult, WorkerId
+from node.queue import jobs, leases
+from node.queue.jobs import NewJob
+from node.queue.rows import NewResult
+from node.queue.workers import WorkerId
 
 STUDY_UID = "1.2.3"
 
@@ -40,16 +42,16 @@ def study_id(archive: Archive) -> int:
 
 
 def new_job(*uids: str, model: str = "lungs", refusal: str = "", send_to: tuple[str, ...] = ("pacs",)) -> NewJob:
-    return NewJob("chest", model, "1.0", "d" * 64, {"image": uids or ("1.1", "1.2")}, send_to, refusal)
+    return NewJob("chest", model, "1.0", "d" * 64, {"image": uids or ("1.1", "1.2")}, send_to, refusal=refusal)
 
 
 def add(archive: Archive, study_id: int, job: NewJob) -> bool:
     with archive.database.write() as connection:
-        return queue.add_job(connection, study_id, STUDY_UID, 1, job, time.time())
+        return jobs.add_job(connection, study_id, STUDY_UID, 1, job, time.time())
 
 
 def only_job(archive: Archive) -> Job:
-    ((job, _),) = queue.list_jobs(archive.database)
+    ((job, _),) = jobs.list_jobs(archive.database)
     return job
 
 
@@ -58,18 +60,18 @@ def make_due(archive: Archive) -> None:
         connection.execute(update(schema.jobs).values(not_before=0.0))
 
 
-SEG = NewResult("seg", "2.25.1", "1.2.840.10008.5.1.4.1.1.66.4", "results/seg.dcm", 100)
+SEG = NewResult("seg", "2.25.1", "1.2.840.10008.5.1.4.1.1.66.4", "results/seg.dcm", 100, ("pacs",))
 
 
 @given(st.lists(st.from_regex(r"[1-9]\.[1-9][0-9]{0,5}", fullmatch=True), min_size=1, unique=True), st.randoms())
 def test_a_key_is_of_the_set_of_instances(uids: list[str], random) -> None:
     shuffled = list(uids)
     random.shuffle(shuffled)
-    key = queue.job_key("lungs", "d", {"image": uids})
-    assert key == queue.job_key("lungs", "d", {"image": shuffled})
-    assert key != queue.job_key("lungs", "e", {"image": uids})
-    assert key != queue.job_key("spleen", "d", {"image": uids})
-    assert key != queue.job_key("lungs", "d", {"image": [*uids, "9.9.9"]})
+    key = jobs.job_key("lungs", "d", {"image": uids})
+    assert key == jobs.job_key("lungs", "d", {"image": shuffled})
+    assert key != jobs.job_key("lungs", "e", {"image": uids})
+    assert key != jobs.job_key("spleen", "d", {"image": uids})
+    assert key != jobs.job_key("lungs", "d", {"image": [*uids, "9.9.9"]})
 
 
 def test_the_same_job_is_made_once(archive: Archive, study_id: int) -> None:
@@ -81,11 +83,11 @@ def test_the_same_job_is_made_once(archive: Archive, study_id: int) -> None:
 def test_a_job_ends_with_its_results_and_deliveries(archive: Archive, study_id: int) -> None:
     add(archive, study_id, new_job())
     worker = WorkerId.mine()
-    job = queue.claim_job(archive.database, worker)
+    job = leases.claim_job(archive.database, worker)
     assert job is not None
     assert (job.state, job.attempts) == (JobState.RUNNING, 1)
-    assert queue.claim_job(archive.database, WorkerId.mine()) is None
-    assert queue.finish_job(archive.database, job, worker, [SEG], [], "made")
+    assert leases.claim_job(archive.database, WorkerId.mine()) is None
+    assert leases.finish_job(archive.database, job, worker, [SEG], [], "made")
     assert only_job(archive).state is JobState.DONE
     (parcel,) = list_parcels(archive.database)
     assert (parcel.delivery.peer, parcel.delivery.state, parcel.study_uid) == ("pacs", DeliveryState.PENDING, STUDY_UID)
@@ -95,55 +97,55 @@ def test_a_run_again_owes_the_same_objects_again(archive: Archive, study_id: int
     add(archive, study_id, new_job())
     worker = WorkerId.mine()
     for _ in range(2):
-        job = queue.claim_job(archive.database, worker)
+        job = leases.claim_job(archive.database, worker)
         assert job is not None
-        assert queue.finish_job(archive.database, job, worker, [SEG], [], "made")
-        queue.requeue_job(archive.database, job.id, "test")
+        assert leases.finish_job(archive.database, job, worker, [SEG], [], "made")
+        jobs.requeue_job(archive.database, job.id, "test")
     (parcel,) = list_parcels(archive.database)
     assert parcel.delivery.state is DeliveryState.PENDING
-    assert len(queue.job_results(archive.database, only_job(archive).id)) == 1
+    assert len(jobs.job_results(archive.database, only_job(archive).id)) == 1
 
 
 def test_a_lost_lease_takes_no_result(archive: Archive, study_id: int) -> None:
     add(archive, study_id, new_job())
     slow, fast = WorkerId.mine(), WorkerId.mine()
-    job = queue.claim_job(archive.database, slow)
+    job = leases.claim_job(archive.database, slow)
     assert job is not None
     with archive.database.write() as connection:
         connection.execute(update(schema.jobs).values(lease_until=time.time() - 1))
-    assert [lost.id for lost in queue.recover_lost_jobs(archive.database)] == [job.id]
+    assert [lost.id for lost in leases.recover_lost_jobs(archive.database)] == [job.id]
     make_due(archive)
-    again = queue.claim_job(archive.database, fast)
+    again = leases.claim_job(archive.database, fast)
     assert again is not None
     assert again.attempts == 2
-    assert not queue.renew_lease(archive.database, job, slow)
-    assert not queue.finish_job(archive.database, job, slow, [SEG], [], "late")
+    assert not leases.renew_lease(archive.database, job, slow)
+    assert not leases.finish_job(archive.database, job, slow, [SEG], [], "late")
     assert list_parcels(archive.database) == []
-    assert queue.finish_job(archive.database, again, fast, [SEG], [], "made")
+    assert leases.finish_job(archive.database, again, fast, [SEG], [], "made")
 
 
 def test_a_live_worker_keeps_its_lease(archive: Archive, study_id: int) -> None:
     add(archive, study_id, new_job())
     worker = WorkerId.mine()
-    job = queue.claim_job(archive.database, worker)
+    job = leases.claim_job(archive.database, worker)
     assert job is not None
-    assert queue.recover_lost_jobs(archive.database) == []
-    assert queue.renew_lease(archive.database, job, worker)
+    assert leases.recover_lost_jobs(archive.database) == []
+    assert leases.renew_lease(archive.database, job, worker)
 
 
 def test_a_killed_worker_is_known_dead_at_once(archive: Archive, study_id: int) -> None:
     add(archive, study_id, new_job())
-    program = "from node.queue import WorkerId; import time; print(WorkerId.mine(), flush=True); time.sleep(60)"
+    program = "from node.queue.workers import WorkerId; import time; print(WorkerId.mine(), flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         worker = WorkerId.parse(process.stdout.readline().strip())
-        assert queue.claim_job(archive.database, worker) is not None
+        assert leases.claim_job(archive.database, worker) is not None
         assert not worker.is_known_dead()
-        assert queue.recover_lost_jobs(archive.database) == []
+        assert leases.recover_lost_jobs(archive.database) == []
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert worker.is_known_dead()
-    assert len(queue.recover_lost_jobs(archive.database)) == 1
+    assert len(leases.recover_lost_jobs(archive.database)) == 1
     assert only_job(archive).state is JobState.QUEUED
 
 
@@ -157,55 +159,56 @@ def test_the_third_failed_attempt_quarantines(archive: Archive, study_id: int) -
     add(archive, study_id, new_job())
     worker = WorkerId.mine()
     for attempt in (1, 2, 3):
-        job = queue.claim_job(archive.database, worker)
+        job = leases.claim_job(archive.database, worker)
         assert job is not None
         assert job.attempts == attempt
-        queue.fail_attempt(archive.database, job, worker, "out of memory")
+        leases.fail_attempt(archive.database, job, worker, "out of memory")
         assert only_job(archive).not_before > time.time()
         make_due(archive)
     job = only_job(archive)
     assert job.state is JobState.QUARANTINED
     assert job.reason == "attempt 3 of 3 failed: out of memory"
-    assert queue.claim_job(archive.database, worker) is None
+    assert leases.claim_job(archive.database, worker) is None
 
 
 def test_a_released_job_does_not_count_the_attempt(archive: Archive, study_id: int) -> None:
     add(archive, study_id, new_job())
     worker = WorkerId.mine()
-    job = queue.claim_job(archive.database, worker)
+    job = leases.claim_job(archive.database, worker)
     assert job is not None
-    queue.release_job(archive.database, job, worker)
+    leases.release_job(archive.database, job, worker)
     assert (only_job(archive).state, only_job(archive).attempts) == (JobState.QUEUED, 0)
 
 
 def test_a_cancelled_job_takes_no_result(archive: Archive, study_id: int) -> None:
     add(archive, study_id, new_job())
     worker = WorkerId.mine()
-    job = queue.claim_job(archive.database, worker)
+    job = leases.claim_job(archive.database, worker)
     assert job is not None
-    assert queue.cancel_job(archive.database, job.id, "test").state is JobState.CANCELLED
-    assert not queue.renew_lease(archive.database, job, worker)
-    assert not queue.finish_job(archive.database, job, worker, [SEG], [], "late")
+    assert jobs.cancel_job(archive.database, job.id, "test").state is JobState.CANCELLED
+    assert not leases.renew_lease(archive.database, job, worker)
+    assert not leases.finish_job(archive.database, job, worker, [SEG], [], "late")
 
 
 def test_a_refused_job_is_never_run(archive: Archive, study_id: int) -> None:
     add(archive, study_id, new_job(refusal="not applicable: no axial series"))
-    assert queue.claim_job(archive.database, WorkerId.mine()) is None
+    assert leases.claim_job(archive.database, WorkerId.mine()) is None
     assert only_job(archive).state is JobState.REFUSED
 
 
 def test_an_unknown_job_is_named(archive: Archive) -> None:
     with pytest.raises(NotFound, match="no job 7"):
-        queue.requeue_job(archive.database, 7, "test")
+        jobs.requeue_job(archive.database, 7, "test")
 
 
 def test_many_workers_claim_each_job_once(archive: Archive, study_id: int) -> None:
     for number in range(40):
         add(archive, study_id, new_job(f"1.{number}"))
     program = (
-        "import sys; from node.archive.database import Database; from node import queue\n"
-        "database = Database(sys.argv[1]); worker = queue.WorkerId.mine()\n"
-        "while job := queue.claim_job(database, worker): print(job.id)"
+        "import sys; from node.archive.database import Database; from node.queue.leases import claim_job\n"
+        "from node.queue.workers import WorkerId\n"
+        "database = Database(sys.argv[1]); worker = WorkerId.mine()\n"
+        "while job := claim_job(database, worker): print(job.id)"
     )
     url = archive.database.url.render_as_string()
     workers = [

@@ -1,0 +1,132 @@
+"""What becomes of a job: results kept for those who get them, what is told when there is none, what is taken back.
+
+Between `report`, which makes objects, and `queue` and `deliver`, which owe them to peers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+
+from node import __version__
+from node.archive.database import Database
+from node.archive.peer_storage import does_accept
+from node.archive.records import Job, JobState, StoredResult
+from node.archive.store import Archive
+from node.config import Config
+from node.dicom.header import read_header
+from node.errors import InputRefused
+from node.infer.manifest import Manifest
+from node.infer.package import Package
+from node.queue.rows import NewResult
+from node.queue.withdrawal import REJECTION, earlier_reports, results_to_withdraw, withdraw
+from node.report.kinds import LABELMAP_STORAGE, Kind, SegForm, Takes, Wanted, all_of
+from node.report.negative import NoResult, make_no_result, no_result_uid
+from node.report.rejection import RejectionReason, make_rejection
+from node.report.results import Result
+from node.report.subject import Origin
+
+_STATES = {JobState.REFUSED: NoResult.NOT_APPLICABLE}
+
+
+def destinations(config: Config, database: Database, peers: Sequence[str]) -> dict[str, Takes]:
+    """What each of these peers gets, by the configuration and by what it was heard to accept."""
+    takes = {}
+    for name in peers:
+        peer = config.peers.get(name)
+        kinds = tuple(Kind) if peer is None or peer.results is None else peer.results
+        form = "binary" if peer is None else peer.seg
+        if form == "auto":
+            form = "labelmap" if does_accept(database, name, LABELMAP_STORAGE) else "binary"
+        takes[name] = Takes(kinds, SegForm(form))
+    return takes
+
+
+def wanted_of(job: Job, takes: Mapping[str, Takes]) -> Wanted:
+    """What is to be made of a job."""
+    return all_of(takes.values(), [Kind(kind) for kind in job.results])
+
+
+def keep_results(archive: Archive, job: Job, results: Sequence[Result], takes: Mapping[str, Takes]) -> list[NewResult]:
+    """Write results durably into the archive, each with the peers that get it."""
+    return [
+        _keep(archive, job, result, [peer for peer, its in takes.items() if its.has(result.kind, result.forms)])
+        for result in results
+    ]
+
+
+def previous_reports(archive: Archive, job: Job) -> tuple[Dataset, ...]:
+    """The headers of the reports that this job's replaces, as far as they are still here."""
+    found = earlier_reports(archive.database, job)
+    return tuple(header for result in found if (header := _read(archive, result)) is not None)
+
+
+def make_untold(archive: Archive, config: Config, job: Job, package: Package | None) -> list[NewResult]:
+    """The objects that tell of a job without a result, kept; none when no peer of it takes any.
+
+    `package` is the model's, where it can still be used. `InputRefused` when the images are gone.
+    """
+    takes = destinations(config, archive.database, job.send_to)
+    wanted = wanted_of(job, takes)
+    uids = sorted({uid for uids in job.inputs.values() for uid in uids})
+    paths = archive.instance_paths(uids)
+    if not paths:
+        raise InputRefused("its images are no longer in the archive")
+    usable = package if package is not None and package.digest == job.model_digest else None
+    state = _STATES.get(job.state, NoResult.FAILED)
+    origin = Origin(
+        key=job.key,
+        created=datetime.fromtimestamp(job.created_at, UTC),
+        sources=tuple(read_header(paths[uid]) for uid in uids if uid in paths),
+        manifest=usable.manifest if usable else _unknown_manifest(job.model),
+        model_name=job.model,
+        model_version=job.model_version or "unknown",
+        model_digest=job.model_digest or "unknown",
+        node_version=__version__,
+        house=config.results.house,
+    )
+    own = no_result_uid(origin, state, job.reason)
+    previous = tuple(header for header in previous_reports(archive, job) if header.SOPInstanceUID != own)
+    results = make_no_result(replace(origin, previous=previous), state, job.reason, wanted)
+    return keep_results(archive, job, results, takes)
+
+
+def withdraw_job(archive: Archive, job_id: int, reason: RejectionReason, comment: str, actor: str) -> list[str]:
+    """Take the results of a job back with a rejection note (IHE RAD TF-1, IOCM); the peers that will be told."""
+    job, results, peers = results_to_withdraw(archive.database, job_id)
+    headers = [header for result in results if (header := _read(archive, result)) is not None]
+    if not headers:
+        raise InputRefused(f"the result files of job {job_id} are no longer in the archive: withdraw them at the PACS")
+    note = Result(REJECTION, make_rejection(headers, reason, comment=comment))
+    why = f"{reason.value}" + (f" ({comment})" if comment else "")
+    withdraw(archive.database, job, _keep(archive, job, note, peers), actor, why)
+    return peers
+
+
+def _keep(archive: Archive, job: Job, result: Result, peers: Sequence[str]) -> NewResult:
+    relative = Path("results") / job.key[:2] / job.key / f"{result.name}.dcm"
+    encoded = result.encode()
+    with archive.spool_file() as spooled:
+        spooled.write(encoded)
+        spooled.keep(archive.storage / relative)
+    uids = result.sop_instance_uid, result.sop_class_uid
+    return NewResult(result.name, *uids, relative.as_posix(), len(encoded), tuple(peers))
+
+
+def _read(archive: Archive, result: StoredResult) -> Dataset | None:
+    """The header of a stored result, without its bulk; None when its file is gone."""
+    try:
+        return dcmread(archive.storage / result.path, stop_before_pixels=True)
+    except (OSError, InvalidDicomError):
+        return None
+
+
+def _unknown_manifest(model: str) -> Manifest:
+    """What can be said of a model whose package is not here."""
+    return Manifest.model_construct(title=model, inputs={})

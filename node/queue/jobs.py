@@ -1,0 +1,172 @@
+"""Jobs as people and routes see them: made, queued again, cancelled, listed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from node.archive import schema
+from node.archive.database import Database, record_event
+from node.archive.records import Job, JobState, StoredResult
+from node.errors import NotAllowed
+from node.queue.rows import job_and_study
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """What a route wants done."""
+
+    route: str
+    model: str
+    model_version: str
+    model_digest: str
+    inputs: Mapping[str, Sequence[str]]  # manifest input name to SOP Instance UIDs
+    send_to: Sequence[str]
+    results: Sequence[str] = ("seg", "sr")  # the kinds that are to be made (`node.report.kinds`)
+    tell_no_result: bool = True  # whether the peers hear of a job that gives no result
+    refusal: str = ""  # why the model is not applicable; then nothing is run
+
+
+def job_key(model: str, model_digest: str, inputs: Mapping[str, Sequence[str]]) -> str:
+    """SHA-256 (hex) over model, digest and the sorted SOP Instance UIDs of every input. Overrides are in the digest."""
+    material = {"model": model, "digest": model_digest, "inputs": {name: sorted(uids) for name, uids in inputs.items()}}
+    return hashlib.sha256(json.dumps(material, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def add_job(connection: Connection, study_id: int, study_uid: str, revision: int, new: NewJob, now: float) -> bool:
+    """Queue a job in the caller's transaction; False when the same job exists.
+
+    Then its destinations and kinds of results are completed, and a job that ended without them runs again.
+    """
+    key = job_key(new.model, new.model_digest, new.inputs)
+    existing = connection.execute(select(schema.jobs).where(schema.jobs.c.key == key)).first()
+    if existing is not None:
+        _complete(connection, Job.from_row(existing), new, study_uid)
+        return False
+    state = JobState.REFUSED if new.refusal else JobState.QUEUED
+    connection.execute(
+        insert(schema.jobs).values(
+            key=key,
+            study_id=study_id,
+            study_revision=revision,
+            route=new.route,
+            model=new.model,
+            model_version=new.model_version,
+            model_digest=new.model_digest,
+            inputs={name: sorted(uids) for name, uids in new.inputs.items()},
+            send_to=list(new.send_to),
+            results=list(new.results),
+            tell_no_result=new.tell_no_result,
+            untold=bool(new.refusal) and new.tell_no_result,
+            state=state,
+            reason=new.refusal,
+            created_at=now,
+            finished_at=now if new.refusal else None,
+        )
+    )
+    count = len({uid for uids in new.inputs.values() for uid in uids})
+    story = f"refused: {new.refusal}" if new.refusal else f"queued with {count} instances"
+    record_event(connection, "route", study_uid, f"route {new.route!r}: {new.model} {story}")
+    return True
+
+
+# What a job is set to that runs once more.
+AGAIN = {
+    "state": JobState.QUEUED,
+    "reason": "",
+    "attempts": 0,
+    "not_before": 0.0,
+    "finished_at": None,
+    "untold": False,
+}
+
+
+def requeue_job(database: Database, job_id: int, actor: str) -> Job:
+    """Run a finished job once more. Its results carry the same UIDs as before and are sent again.
+
+    `NotAllowed` for a job whose results were withdrawn: the PACS would hide the same UIDs again.
+    """
+    with database.write() as connection:
+        job, study_uid = job_and_study(connection, job_id)
+        if job.state is JobState.RUNNING:
+            return job
+        if job.state is JobState.WITHDRAWN:
+            raise NotAllowed(
+                f"the results of job {job_id} were withdrawn, and run again they would be the same objects: install "
+                "another version of the model and reprocess the study"
+            )
+        connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(**AGAIN))
+        record_event(connection, actor, study_uid, f"{job.model}: queued again")
+        row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == job_id)).one()
+    return Job.from_row(row)
+
+
+def cancel_job(database: Database, job_id: int, actor: str) -> Job:
+    """Cancel a job that waits. A running one ends its attempt, whose result is then not accepted."""
+    with database.write() as connection:
+        job, study_uid = job_and_study(connection, job_id)
+        if job.state in (JobState.QUEUED, JobState.RUNNING):
+            connection.execute(
+                update(schema.jobs)
+                .where(schema.jobs.c.id == job_id)
+                .values(
+                    state=JobState.CANCELLED,
+                    reason=f"cancelled by {actor}",
+                    lease_owner=None,
+                    lease_until=None,
+                    finished_at=time.time(),
+                )
+            )
+            record_event(connection, actor, study_uid, f"{job.model}: cancelled")
+        row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == job_id)).one()
+    return Job.from_row(row)
+
+
+def _complete(connection: Connection, job: Job, new: NewJob, study_uid: str) -> None:
+    """Add what a further route wants of a job that exists."""
+    peers = [peer for peer in new.send_to if peer not in job.send_to]
+    kinds = [kind for kind in new.results if kind not in job.results]
+    if not peers and not kinds:
+        return
+    changes: dict[str, object] = {"send_to": [*job.send_to, *peers], "results": [*job.results, *kinds]}
+    if job.state is JobState.DONE:  # a running one finds out when it ends
+        changes |= AGAIN
+        record_event(connection, "route", study_uid, f"{job.model}: queued again for {', '.join([*peers, *kinds])}")
+    connection.execute(update(schema.jobs).where(schema.jobs.c.id == job.id).values(**changes))
+
+
+def list_jobs(
+    database: Database, *, study_id: int | None = None, states: Sequence[JobState] = (), limit: int = 100
+) -> list[tuple[Job, str]]:
+    """Jobs with their Study Instance UIDs, the newest first."""
+    query = (
+        select(schema.jobs, schema.studies.c.study_uid)
+        .join(schema.studies)
+        .order_by(schema.jobs.c.id.desc())
+        .limit(limit)
+    )
+    if study_id is not None:
+        query = query.where(schema.jobs.c.study_id == study_id)
+    if states:
+        query = query.where(schema.jobs.c.state.in_(states))
+    with database.read() as connection:
+        return [(Job.from_row(row), row._mapping["study_uid"]) for row in connection.execute(query)]
+
+
+def job_results(database: Database, job_id: int) -> list[StoredResult]:
+    """The results of a job."""
+    query = select(schema.results).where(schema.results.c.job_id == job_id).order_by(schema.results.c.id)
+    with database.read() as connection:
+        return [StoredResult.from_row(row) for row in connection.execute(query)]
+
+
+def count_jobs(database: Database) -> dict[str, int]:
+    """How many jobs are in each state."""
+    query = select(schema.jobs.c.state, func.count()).group_by(schema.jobs.c.state)
+    with database.read() as connection:
+        return {str(state): int(count) for state, count in connection.execute(query)}

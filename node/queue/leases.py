@@ -1,0 +1,213 @@
+"""Running jobs: a worker holds one by a lease that it renews, and ends it by its results or with a reason.
+
+A lease that ran out or whose process is gone gives the job back. Attempts are counted before they start, so a study
+that kills its worker is stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, or_, select, update
+
+from node.archive import schema
+from node.archive.database import Database, record_event
+from node.archive.records import Job, JobState
+from node.queue.jobs import AGAIN
+from node.queue.rows import NewResult, put_results, study_uid_of
+from node.queue.workers import WorkerId
+
+LEASE_S = 60.0  # renewed every third of it
+MAXIMUM_ATTEMPTS = 3
+RETRY_DELAYS_S = (5.0, 30.0)  # before the second and the third attempt
+
+
+def claim_job(database: Database, worker: WorkerId, models: Sequence[str] | None = None) -> Job | None:
+    """Lease the next waiting job to `worker`, oldest first; None when nothing waits. The attempt is counted here."""
+    now = time.time()
+    columns = schema.jobs.c
+    waiting = select(columns.id).where(columns.state == JobState.QUEUED, columns.not_before <= now)
+    if models is not None:
+        waiting = waiting.where(columns.model.in_(models))
+    waiting = waiting.order_by(columns.created_at, columns.id).limit(1)
+    with database.read() as connection:  # no write lock is taken while there is nothing to do
+        if connection.scalar(waiting) is None:
+            return None
+    with database.write() as connection:
+        row = connection.execute(
+            update(schema.jobs)
+            .where(columns.id == waiting.with_for_update(skip_locked=True).scalar_subquery())
+            .values(
+                state=JobState.RUNNING,
+                attempts=columns.attempts + 1,
+                lease_owner=str(worker),
+                lease_until=now + LEASE_S,
+                started_at=now,
+                reason="",
+            )
+            .returning(schema.jobs)
+        ).first()
+        if row is None:
+            return None
+        job = Job.from_row(row)
+        record_event(connection, "work", study_uid_of(connection, job), f"{job.model}: attempt {job.attempts} started")
+    return job
+
+
+def renew_lease(database: Database, job: Job, worker: WorkerId) -> bool:
+    """Extend the lease; False when it is no longer this worker's (the work is lost to another, or was cancelled)."""
+    with database.write() as connection:
+        return _held(connection, job, worker, lease_until=time.time() + LEASE_S)
+
+
+def finish_job(
+    database: Database,
+    job: Job,
+    worker: WorkerId,
+    results: Sequence[NewResult],
+    measurements: list[dict[str, Any]],
+    story: str,
+) -> bool:
+    """Record the results and their deliveries and end the job, in one transaction; False (nothing done) without the
+    lease.
+
+    A job of which another route wanted more while it ran is queued again.
+    """
+    now = time.time()
+    with database.write() as connection:
+        if not _held(
+            connection,
+            job,
+            worker,
+            state=JobState.DONE,
+            reason=story,
+            measurements=measurements,
+            finished_at=now,
+            lease_owner=None,
+            lease_until=None,
+        ):
+            return False
+        put_results(connection, job.id, results, now)
+        record_event(connection, "work", study_uid_of(connection, job), f"{job.model}: {story}")
+        columns = schema.jobs.c
+        wanted = connection.execute(select(columns.send_to, columns.results).where(columns.id == job.id)).one()
+        if (wanted.send_to, wanted.results) != (job.send_to, job.results):
+            connection.execute(update(schema.jobs).where(columns.id == job.id).values(**AGAIN))
+            record_event(
+                connection, "work", study_uid_of(connection, job), f"{job.model}: queued again, more is wanted"
+            )
+    return True
+
+
+def end_job(database: Database, job: Job, worker: WorkerId, state: JobState, reason: str) -> bool:
+    """End the job without results (`REFUSED`, `FAILED`); False when the lease was lost."""
+    with database.write() as connection:
+        ended = _held(
+            connection,
+            job,
+            worker,
+            state=state,
+            reason=reason,
+            untold=schema.jobs.c.tell_no_result,
+            finished_at=time.time(),
+            lease_owner=None,
+            lease_until=None,
+        )
+        if ended:
+            record_event(connection, "work", study_uid_of(connection, job), f"{job.model}: {state.value}: {reason}")
+    return ended
+
+
+def fail_attempt(database: Database, job: Job, worker: WorkerId, reason: str) -> None:
+    """An attempt failed: queue the next one after a delay, or quarantine the job when it was the last."""
+    with database.write() as connection:
+        if _held(connection, job, worker):
+            _give_back(connection, job, reason)
+
+
+def release_job(database: Database, job: Job, worker: WorkerId) -> None:
+    """Give the job back untouched (the worker is stopping); the attempt does not count."""
+    with database.write() as connection:
+        if _held(
+            connection,
+            job,
+            worker,
+            state=JobState.QUEUED,
+            attempts=schema.jobs.c.attempts - 1,
+            lease_owner=None,
+            lease_until=None,
+            reason="given back when the worker stopped",
+        ):
+            record_event(
+                connection, "work", study_uid_of(connection, job), f"{job.model}: given back, the worker stops"
+            )
+
+
+def recover_lost_jobs(database: Database) -> list[Job]:
+    """Take back jobs whose lease ran out or whose worker this host knows to be dead; returns them as they were."""
+    now = time.time()
+    columns = schema.jobs.c
+    lost: list[Job] = []
+    with database.read() as connection:
+        running = [
+            Job.from_row(row)
+            for row in connection.execute(select(schema.jobs).where(columns.state == JobState.RUNNING))
+        ]
+    for job in running:
+        expired = job.lease_until is None or job.lease_until < now
+        dead = job.lease_owner is not None and WorkerId.parse(job.lease_owner).is_known_dead()
+        if not (expired or dead):
+            continue
+        with database.write() as connection:
+            # The same lease as seen above, else somebody was faster.
+            row = connection.execute(
+                update(schema.jobs)
+                .where(
+                    columns.id == job.id,
+                    columns.state == JobState.RUNNING,
+                    columns.lease_owner == job.lease_owner,
+                    or_(columns.lease_until == job.lease_until, columns.lease_until.is_(None)),
+                )
+                .values(lease_until=None)
+                .returning(columns.id)
+            ).first()
+            if row is not None:
+                why = "its worker died" if dead else f"its worker was silent for {LEASE_S:.0f} s"
+                _give_back(connection, job, why)
+                lost.append(job)
+    return lost
+
+
+def _held(connection: Connection, job: Job, worker: WorkerId, **changes: Any) -> bool:
+    """Apply `changes` if `worker` still holds the job; whether it does."""
+    columns = schema.jobs.c
+    held = (columns.id == job.id, columns.state == JobState.RUNNING, columns.lease_owner == str(worker))
+    if not changes:
+        return connection.scalar(select(columns.id).where(*held)) is not None
+    return (
+        connection.execute(update(schema.jobs).where(*held).values(**changes).returning(columns.id)).first() is not None
+    )
+
+
+def _give_back(connection: Connection, job: Job, reason: str) -> None:
+    last = job.attempts >= MAXIMUM_ATTEMPTS
+    delay = RETRY_DELAYS_S[min(job.attempts, len(RETRY_DELAYS_S)) - 1]
+    now = time.time()
+    sentence = f"attempt {job.attempts} of {MAXIMUM_ATTEMPTS} failed: {reason}"
+    connection.execute(
+        update(schema.jobs)
+        .where(schema.jobs.c.id == job.id)
+        .values(
+            state=JobState.QUARANTINED if last else JobState.QUEUED,
+            reason=sentence,
+            lease_owner=None,
+            lease_until=None,
+            not_before=now + delay,
+            finished_at=now if last else None,
+            untold=schema.jobs.c.tell_no_result if last else False,
+        )
+    )
+    outlook = "quarantined" if last else f"next attempt in {delay:.0f} s"
+    record_event(connection, "queue", study_uid_of(connection, job), f"{job.model}: {sentence}; {outlook}")

@@ -1,0 +1,161 @@
+"""The tables as the first version made them: what a migration starts from."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+# SQLite makes a rowid alias only of INTEGER.
+_Id = BigInteger().with_variant(Integer, "sqlite")
+
+schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
+
+studies = Table(
+    "studies",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("study_uid", String(64), nullable=False, unique=True),
+    Column("patient_id", Text, nullable=False, default=""),
+    Column("accession_number", Text, nullable=False, default=""),
+    Column("study_date", String(8), nullable=False, default=""),
+    Column("description", Text, nullable=False, default=""),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False, default=""),  # why it is in this state, one sentence
+    Column("revision", Integer, nullable=False, default=1),  # counts how often late instances reopened it
+    Column("instances", Integer, nullable=False, default=0),
+    Column("first_received_at", Double, nullable=False),
+    Column("last_received_at", Double, nullable=False),
+    Index("studies_by_state", "state", "last_received_at"),
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("study_id", _Id, ForeignKey("studies.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("series_uid", String(64), nullable=False),
+    Column("modality", String(16), nullable=False, default=""),
+    Column("description", Text, nullable=False, default=""),
+    Column("instances", Integer, nullable=False, default=0),
+    UniqueConstraint("study_id", "series_uid"),
+)
+
+instances = Table(
+    "instances",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("series_id", _Id, ForeignKey("series.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("sop_instance_uid", String(64), nullable=False, unique=True),
+    Column("sop_class_uid", String(64), nullable=False),
+    Column("transfer_syntax_uid", String(64), nullable=False),
+    Column("path", Text, nullable=False),  # relative to the storage folder
+    Column("size", BigInteger, nullable=False),  # bytes of the file
+    Column("sha256", String(64), nullable=False),  # of the data set as it was received
+    Column("received_from", Text, nullable=False),  # calling AE title
+    Column("received_at", Double, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("key", String(64), nullable=False, unique=True),  # see node.queue.job_key
+    Column("study_id", _Id, ForeignKey("studies.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("study_revision", Integer, nullable=False),
+    Column("route", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("model_digest", String(64), nullable=False),
+    Column("inputs", JSON, nullable=False),  # manifest input name to sorted SOP Instance UIDs
+    Column("send_to", JSON, nullable=False),  # peer names
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False, default=""),
+    Column("measurements", JSON, nullable=False, default=list),  # rows for people; the SR is the record
+    Column("attempts", Integer, nullable=False, default=0),  # counted before each attempt starts
+    Column("lease_owner", Text),  # who runs it, see node.queue.WorkerId
+    Column("lease_until", Double),
+    Column("not_before", Double, nullable=False, default=0.0),
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("finished_at", Double),
+    Index("jobs_by_state", "state", "not_before"),
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("job_id", _Id, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("kind", String(16), nullable=False),  # seg, sr
+    Column("sop_instance_uid", String(64), nullable=False, unique=True),
+    Column("sop_class_uid", String(64), nullable=False),
+    Column("path", Text, nullable=False),  # relative to the storage folder
+    Column("size", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("result_id", _Id, ForeignKey("results.id", ondelete="CASCADE"), nullable=False),
+    Column("peer", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False, default=""),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("not_before", Double, nullable=False, default=0.0),
+    Column("created_at", Double, nullable=False),
+    Column("delivered_at", Double),
+    UniqueConstraint("result_id", "peer"),
+    Index("deliveries_by_state", "peer", "state", "not_before"),
+)
+
+commitments = Table(
+    "commitments",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("peer", Text, nullable=False),  # its name in the configuration
+    Column("transaction_uid", String(64), nullable=False),
+    Column("references", JSON, nullable=False),  # pairs of SOP class and instance UID
+    Column("reason", Text, nullable=False, default=""),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("not_before", Double, nullable=False, default=0.0),
+    Column("created_at", Double, nullable=False),
+    Column("told_at", Double),  # None: the peer is owed a report
+    UniqueConstraint("peer", "transaction_uid"),
+    Index("commitments_owed", "peer", "told_at", "not_before"),
+)
+
+# How far `node.archive.recover` has compared rows with files: one row.
+recovery = Table(
+    "recovery",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("checked_instance_id", BigInteger, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("actor", Text, nullable=False),  # the stage or command that did it
+    Column("study_uid", String(64), nullable=False, default="", index=True),
+    Column("what", Text, nullable=False),  # one sentence, no patient data
+)
