@@ -61,6 +61,10 @@ class OutputRefused(RadnodeError):
     """What the model returned is no result (NaN, wrong grid, unknown labels): nothing is made of it."""
 
 
+class WithdrawalRefused(RadnodeError):
+    """These results cannot be withdrawn together, or not at all."""
+
+
 class ArchiveError(RadnodeError):
     """The archive cannot keep or find an object."""
 

@@ -59,18 +59,7 @@ def make_sr(
     """
     sources = [complete_header(source) for source in origin.sources]
     report = sr.MeasurementReport(
-        observation_context=sr.ObservationContext(
-            observer_device_context=sr.ObserverContext(
-                observer_type=codes.DCM.Device,
-                observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
-                    uid=origin.device_uid,
-                    name=f"radnode {origin.node_version}",
-                    manufacturer_name=MANUFACTURER,
-                    model_name=f"{origin.model_name} {origin.model_version}",
-                    serial_number=origin.model_digest[:16],
-                ),
-            )
-        ),
+        observation_context=sr.ObservationContext(observer_device_context=observe(origin)),
         # CID 100: the modality's own term; which region, the codes of the findings say.
         procedure_reported=_PROCEDURES.get(str(sources[0].get("Modality", "")), codes.SCT.ImagingProcedure),
         imaging_measurements=groups,
@@ -162,6 +151,20 @@ def source_region(reference: SliceRef) -> sr.SourceImageForRegion:
     """The slice or frame that an image region lies on."""
     frames = None if reference.frame is None else [reference.frame]
     return sr.SourceImageForRegion(reference.sop_class_uid, reference.sop_instance_uid, frames)
+
+
+def observe(origin: Origin) -> sr.ObserverContext:
+    """Who says so: the model in this version of the node (TID 1002, 1004)."""
+    return sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+            uid=origin.device_uid,
+            name=f"radnode {origin.node_version}",
+            manufacturer_name=MANUFACTURER,
+            model_name=f"{origin.model_name} {origin.model_version}",
+            serial_number=origin.model_digest[:16],
+        ),
+    )
 
 
 def identify_algorithm(origin: Origin) -> sr.AlgorithmIdentification:
