@@ -6,7 +6,6 @@ Between `report`, which makes objects, and `queue` and `deliver`, which owe them
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from node.infer.package import Package
 from node.queue.rows import NewResult
 from node.queue.withdrawal import REJECTION, earlier_reports, results_to_withdraw, withdraw
 from node.report.kinds import LABELMAP_STORAGE, Kind, SegForm, Takes, Wanted, all_of
-from node.report.negative import NoResult, make_no_result, no_result_uid
+from node.report.negative import NoResult, make_no_result
 from node.report.rejection import RejectionReason, make_rejection
 from node.report.results import Result
 from node.report.subject import Origin
@@ -90,22 +89,32 @@ def make_untold(archive: Archive, config: Config, job: Job, package: Package | N
         model_digest=job.model_digest or "unknown",
         node_version=__version__,
         house=config.results.house,
+        previous=previous_reports(archive, job),
     )
-    own = no_result_uid(origin, state, job.reason)
-    previous = tuple(header for header in previous_reports(archive, job) if header.SOPInstanceUID != own)
-    results = make_no_result(replace(origin, previous=previous), state, job.reason, wanted)
-    return keep_results(archive, job, results, takes)
+    return keep_results(archive, job, make_no_result(origin, state, job.reason, wanted), takes)
 
 
-def withdraw_job(archive: Archive, job_id: int, reason: RejectionReason, comment: str, actor: str) -> list[str]:
-    """Take the results of a job back with a rejection note (IHE RAD TF-1, IOCM); the peers that will be told."""
+def withdraw_job(
+    archive: Archive, config: Config, job_id: int, reason: RejectionReason, comment: str, actor: str
+) -> list[str]:
+    """Take the results of a job back with a rejection note (IHE RAD TF-1, IOCM); the peers that will be told.
+
+    `comment` is for people and goes into the note and the story: nothing that identifies the patient.
+    """
     job, results, peers = results_to_withdraw(archive.database, job_id)
     headers = [header for result in results if (header := _read(archive, result)) is not None]
     if not headers:
         raise InputRefused(f"the result files of job {job_id} are no longer in the archive: withdraw them at the PACS")
-    note = Result(REJECTION, make_rejection(headers, reason, comment=comment))
+    note = make_rejection(
+        headers,
+        reason,
+        created=datetime.now(UTC),
+        node_version=__version__,
+        house=config.results.house,
+        comment=comment,
+    )
     why = f"{reason.value}" + (f" ({comment})" if comment else "")
-    withdraw(archive.database, job, _keep(archive, job, note, peers), actor, why)
+    withdraw(archive.database, job, _keep(archive, job, Result(REJECTION, note), peers), actor, why)
     return peers
 
 

@@ -23,10 +23,19 @@ from node.dicom.volume import Volume
 from node.errors import OutputRefused
 from node.infer.results import Box, Boxes
 from node.report.kinds import SegForm
+from node.report.outlines import MOST_KEY_SLICES, Outline
 from node.report.page import Line, Mark, Panel
 from node.report.sections import show_section, show_sections, zoom
 from node.report.space import add_centre, cut_box
-from node.report.sr import Group, describe, measure_certainty, report_presence, round_number, source_region
+from node.report.sr import (
+    Group,
+    describe,
+    identify_finding,
+    measure_certainty,
+    report_presence,
+    round_number,
+    source_region,
+)
 from node.report.subject import Subject
 
 _EXTENTS = (  # along x, y and z of the patient (CID 7470)
@@ -129,6 +138,21 @@ class BoxFindings:
             if label not in found:
                 lines.append(Line(label, f"{finding.name}:  not found"))
         return lines
+
+    def key_slices(self) -> list[int]:
+        """The slice nearest to the centre of each box, by rank."""
+        return list(dict.fromkeys(measured.key_slice for measured in self.measurements))[:MOST_KEY_SLICES]
+
+    def outlines(self) -> list[Outline]:
+        """Each box on the slices that it crosses."""
+        outlines = []
+        for measured in self.measurements:
+            label, rank = measured.box.label, measured.rank
+            track = identify_finding(self.subject, self.subject.meaning(label), "box", str(rank), number=rank)
+            text = f"{rank} {measured.name} {100 * measured.box.score:.0f} %"
+            for index, polygon in sorted(measured.outlines.items()):
+                outlines.append(Outline(index, label, rank, measured.name, text, track, (polygon,)))
+        return outlines
 
 
 def _report(subject: Subject, measured: MeasuredBox) -> Group:

@@ -11,6 +11,7 @@ from node.infer.results import Boxes, DicomObjects, Labelmap, Landmarks, Scores
 from node.report.boxes import BoxFindings
 from node.report.kinds import SegForm
 from node.report.landmarks import LandmarkFindings
+from node.report.outlines import Outline
 from node.report.page import Line, Panel
 from node.report.scores import ScoreFindings
 from node.report.segments import SegmentFindings
@@ -53,6 +54,14 @@ class Findings(Protocol):
 
     def lines(self) -> list[Line]:
         """What the preview lists."""
+        ...
+
+    def key_slices(self) -> list[int]:
+        """The slices or frames that matter, by their index in the input's array, the most important first; a few."""
+        ...
+
+    def outlines(self) -> list[Outline]:
+        """Each finding on each slice or frame that it lies on; none where the findings have no place."""
         ...
 
 

@@ -16,10 +16,11 @@ from node.dicom.volume import Volume
 from node.errors import OutputRefused
 from node.infer.results import Landmark, Landmarks
 from node.report.kinds import SegForm
+from node.report.outlines import MOST_KEY_SLICES, Outline
 from node.report.page import Line, Mark, Panel
 from node.report.sections import show_at, show_frames, show_sections, spread
 from node.report.space import add_centre, first_voxels
-from node.report.sr import Group, describe, measure_certainty, report_presence, source_region
+from node.report.sr import Group, describe, identify_finding, measure_certainty, report_presence, source_region
 from node.report.subject import Subject
 
 _SHOWN = 8  # slices or frames on the preview
@@ -113,6 +114,24 @@ class LandmarkFindings:
             if label not in found:
                 lines.append(Line(label, f"{finding.name}:  not found"))
         return lines
+
+    def key_slices(self) -> list[int]:
+        """The slices or frames of the points, those of the highest score first."""
+        ranked = sorted(self.measurements, key=lambda measured: -(measured.point.score or 0))
+        return list(dict.fromkeys(measured.point.frame for measured in ranked))[:MOST_KEY_SLICES]
+
+    def outlines(self) -> list[Outline]:
+        """The points."""
+        outlines = []
+        for measured in self.measurements:
+            point, number = measured.point, measured.number
+            track = identify_finding(
+                self.subject, self.subject.meaning(point.label), "point", str(number), number=number
+            )
+            text = f"{number} {measured.name}" + ("" if point.score is None else f" {100 * point.score:.0f} %")
+            place = (point.column, point.row)
+            outlines.append(Outline(point.frame, point.label, number, measured.name, text, track, point=place))
+        return outlines
 
 
 def _report(subject: Subject, measured: MeasuredLandmark) -> Group:

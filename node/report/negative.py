@@ -34,11 +34,6 @@ def make_no_result(origin: Origin, state: NoResult, sentence: str, wanted: Wante
     return results
 
 
-def no_result_uid(origin: Origin, state: NoResult, sentence: str) -> str:
-    """The UID of such a report."""
-    return origin.uid(_name(state, sentence))
-
-
 def make_negative(origin: Origin, state: NoResult, sentence: str) -> Result:
     """An SR that says that the model gave no result on these images, and why.
 

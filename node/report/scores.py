@@ -14,6 +14,7 @@ from node.dicom.volume import SliceRef, Volume
 from node.errors import OutputRefused
 from node.infer.results import Scores
 from node.report.kinds import SegForm
+from node.report.outlines import MOST_KEY_SLICES, Outline
 from node.report.page import Line, Panel
 from node.report.sections import show_at, show_frame, show_sections, spread
 from node.report.sr import Group, describe, measure_certainty, report_presence
@@ -139,6 +140,24 @@ class ScoreFindings:
             lines.sort(key=lambda line: -(line.part or 0))
             return [*lines[:_LISTED], Line(None, f"and {len(lines) - _LISTED} more in the report")]
         return lines
+
+    def key_slices(self) -> list[int]:
+        """Where frames were judged, those on which a class holds with the highest certainty: of each class its best
+        frame first, so that a frequent class does not hide a rare one.
+        """
+        ranked: list[tuple[int, float, int]] = []
+        for label in self.subject.manifest.classes:
+            mine = [
+                (-(each.score or 0), each.frame)
+                for each in self.measurements
+                if each.label == label and each.holds and each.frame is not None
+            ]
+            ranked += [(place, score, frame) for place, (score, frame) in enumerate(sorted(mine))]
+        return list(dict.fromkeys(frame for _, _, frame in sorted(ranked)))[:MOST_KEY_SLICES]
+
+    def outlines(self) -> list[Outline]:
+        """None: a class has no place on its frame."""
+        return []
 
 
 def _decide(

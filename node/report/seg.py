@@ -17,7 +17,7 @@ from node.infer.manifest import Segment
 from node.report.colors import segment_colors
 from node.report.kinds import Kind, SegForm
 from node.report.slices import drop_geometry, refer_to_sources, stand_ins
-from node.report.subject import MANUFACTURER, Subject
+from node.report.subject import MANUFACTURER, Dated, Subject
 
 
 def make_seg(subject: Subject, form: SegForm = SegForm.BINARY) -> Segmentation:
@@ -62,7 +62,7 @@ def make_seg(subject: Subject, form: SegForm = SegForm.BINARY) -> Segmentation:
     return seg
 
 
-def stamp(dataset: Dataset, subject: Subject) -> None:
+def stamp(dataset: Dataset, subject: Dated) -> None:
     """Dates of the job in place of the clock's, so that the same job makes the same bytes.
 
     An offset from UTC holds for every time of a data set (PS3.3 C.12.1.1.8), the study's copied ones too. So the job's

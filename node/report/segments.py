@@ -12,9 +12,10 @@ from pydicom.sr.coding import Code as PydicomCode
 
 from node.dicom.codes import Code
 from node.dicom.volume import Volume
-from node.infer.manifest import Measurement
+from node.infer.manifest import Finding, Measurement
 from node.report.kinds import SegForm
 from node.report.measure import SegmentMeasurements, measure_segments
+from node.report.outlines import MOST_KEY_SLICES, Outline, trace_labels
 from node.report.page import Line, Panel
 from node.report.sections import AXIAL_PANELS, show_frames, show_section, spread
 from node.report.seg import coded, make_seg, tracking
@@ -44,6 +45,7 @@ _DERIVATIONS = {
     Measurement.MINIMUM: codes.SCT.Minimum,
     Measurement.MAXIMUM: codes.SCT.Maximum,
 }
+_ORGAN = Finding.model_fields["category"].default
 
 
 class SegmentFindings:
@@ -100,6 +102,29 @@ class SegmentFindings:
             text = "   ".join(parts) if measured.voxels else "not found"
             lines.append(Line(measured.number, f"{measured.name}:  {text}"))
         return lines
+
+    def key_slices(self) -> list[int]:
+        """Of each segment the slice where it is largest: what is no healthy organ first, then the manifest's order."""
+        labels, segments = self.subject.labelmap.array, self.subject.manifest.segments
+        size = max(segments) + 1
+        pixels = np.stack([np.bincount(slice_.ravel(), minlength=size) for slice_ in labels])
+        order = sorted(segments, key=lambda label: (segments[label].category == _ORGAN, label))
+        largest = (int(pixels[:, label].argmax()) for label in order if pixels[:, label].any())
+        return list(dict.fromkeys(largest))[:MOST_KEY_SLICES]
+
+    def outlines(self) -> list[Outline]:
+        """The boundary of each segment's pixels on each slice."""
+        measured = {each.number: (number, each) for number, each in enumerate(self.measurements, 1)}
+        outlines = []
+        for index, slice_ in enumerate(self.subject.labelmap.array):
+            for label, polygons in trace_labels(slice_):
+                number, each = measured[label]
+                text = each.name
+                if Measurement.VOLUME in each.wanted:
+                    text += f" {each.volume_ml:.1f} mL"
+                track = tracking(self.subject, label)
+                outlines.append(Outline(index, label, number, each.name, text, track, polygons))
+        return outlines
 
 
 def _described(subject: Subject, label: int) -> Described:

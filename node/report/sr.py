@@ -54,22 +54,12 @@ def make_sr(
     """The report of a run: its measurement groups, at least one, and the images that it was made from.
 
     `about` are the objects beside the source images that the groups refer to. The UIDs derive from `name`;
-    `description` is that of the series, where it is not the usual one.
+    `description` is that of the series, where it is not the usual one. The report names the earlier ones of the origin
+    as those that it replaces (Predecessor Documents Sequence, PS3.3 C.17.2), which of our objects only an SR can.
     """
     sources = [complete_header(source) for source in origin.sources]
     report = sr.MeasurementReport(
-        observation_context=sr.ObservationContext(
-            observer_device_context=sr.ObserverContext(
-                observer_type=codes.DCM.Device,
-                observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
-                    uid=origin.device_uid,
-                    name=f"radnode {origin.node_version}",
-                    manufacturer_name=MANUFACTURER,
-                    model_name=f"{origin.model_name} {origin.model_version}",
-                    serial_number=origin.model_digest[:16],
-                ),
-            )
-        ),
+        observation_context=sr.ObservationContext(observer_device_context=observe(origin)),
         # CID 100: the modality's own term; which region, the codes of the findings say.
         procedure_reported=_PROCEDURES.get(str(sources[0].get("Modality", "")), codes.SCT.ImagingProcedure),
         imaging_measurements=groups,
@@ -93,26 +83,33 @@ def make_sr(
         is_complete=True,
         is_final=False,  # preliminary: nobody has read it
         is_verified=False,
+        previous_versions=_predecessors(origin, name) or None,
         series_description=description or origin.series_description(Kind.SR),
         manufacturer_model_name=f"{origin.model_name} {origin.model_version}"[:64],
         software_versions=f"radnode {origin.node_version}",
         device_serial_number=origin.model_digest[:16],
     )
-    stamp(document, origin)  # pyright: ignore[reportArgumentType]
+    stamp(document, origin)
     del document.SeriesDate, document.SeriesTime  # of the SR Document Series module (PS3.3 C.17.1) neither is part
     return document
 
 
 def describe(origin: Origin, finding: Finding, *track: str, number: int | None = None) -> Described:
     """The finding and who says so; `track` names what is tracked, within the job, and `number` is told to people."""
-    identifier = f"{origin.model_name} {finding.name}" + (f" {number}" if number is not None else "")
+    identifier, uid = identify_finding(origin, finding, *track, number=number)
     return {
-        "tracking_identifier": sr.TrackingIdentifier(uid=origin.uid("track", *track), identifier=identifier),
+        "tracking_identifier": sr.TrackingIdentifier(uid=uid, identifier=identifier),
         "finding_type": coded(finding.type),
         "finding_category": coded(finding.category),
         "finding_sites": _sites(finding),
         "algorithm_id": identify_algorithm(origin),
     }
+
+
+def identify_finding(origin: Origin, finding: Finding, *track: str, number: int | None = None) -> tuple[str, str]:
+    """Tracking ID and UID of a finding, the same in every result; arguments as for `describe`."""
+    identifier = f"{origin.model_name} {finding.name}" + (f" {number}" if number is not None else "")
+    return identifier, origin.uid("track", *track)
 
 
 def report_presence(
@@ -156,6 +153,20 @@ def source_region(reference: SliceRef) -> sr.SourceImageForRegion:
     return sr.SourceImageForRegion(reference.sop_class_uid, reference.sop_instance_uid, frames)
 
 
+def observe(origin: Origin) -> sr.ObserverContext:
+    """Who says so: the model in this version of the node (TID 1002, 1004)."""
+    return sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+            uid=origin.device_uid,
+            name=f"radnode {origin.node_version}",
+            manufacturer_name=MANUFACTURER,
+            model_name=f"{origin.model_name} {origin.model_version}",
+            serial_number=origin.model_digest[:16],
+        ),
+    )
+
+
 def identify_algorithm(origin: Origin) -> sr.AlgorithmIdentification:
     """The model and all that its result depends on (TID 4019)."""
     return sr.AlgorithmIdentification(
@@ -170,6 +181,12 @@ def identify_algorithm(origin: Origin) -> sr.AlgorithmIdentification:
 def round_number(value: float) -> float:
     """A value that a DS holds (16 characters, PS3.5 6.2), rounded the same way everywhere."""
     return float(f"{value:.6g}") if abs(value) < 1000 else round(value, 3)
+
+
+def _predecessors(origin: Origin, name: str) -> list[Dataset]:
+    """The earlier reports in an order of their own; a report that is made again does not replace itself."""
+    earlier = {str(report.SOPInstanceUID): report for report in origin.previous}
+    return [report for uid, report in sorted(earlier.items()) if uid != origin.uid(name)]
 
 
 def _sites(finding: Finding) -> list[sr.FindingSite] | None:

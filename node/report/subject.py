@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
 from pydicom.dataset import Dataset
 
@@ -16,6 +17,20 @@ from node.report.house import House
 from node.report.kinds import Kind
 
 MANUFACTURER = "radnode"
+
+
+class Dated(Protocol):
+    """What a result object takes its dates from."""
+
+    @property
+    def created(self) -> datetime:
+        """Of the work, with its time zone."""
+        ...
+
+    @property
+    def sources(self) -> tuple[Dataset, ...]:
+        """Headers of what it was made of; the first states its offset from UTC or none."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,99 @@
+"""Where findings lie on the slices of their images, as polygons along pixel edges or as points.
+
+Coordinates are column and row in pixels; the centre of the first pixel is (0, 0), its corner (-0.5, -0.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+MOST_KEY_SLICES = 20  # that a person is asked to look at
+
+Polygon = NDArray[np.float64]  # (n, 2) column and row; the last corner is joined to the first
+
+
+@dataclass(frozen=True)
+class Outline:
+    """One finding on one slice or frame: what encloses it, or the point that it is."""
+
+    index: int  # of the slice or frame in the input's array
+    label: int  # of the manifest's segments or classes
+    number: int  # as in the other results: of the segment, the rank of the box, of the point
+    name: str
+    text: str  # what people read beside it: name, number and value
+    tracking: tuple[str, str]  # ID and UID, as in the other results
+    # Whatever lies within an odd number of them is the finding's. Outer boundaries run clockwise on the screen, those
+    # of holes the other way round.
+    polygons: tuple[Polygon, ...] = ()
+    point: tuple[float, float] | None = None  # column and row
+
+
+def trace_labels(labels: NDArray[np.uint16]) -> Iterator[tuple[int, tuple[Polygon, ...]]]:
+    """Each label of a slice (rows, columns), ascending, with the boundary of its pixels."""
+    for label, box in enumerate(ndimage.find_objects(labels), 1):
+        if box is not None:
+            offset = (box[1].start, box[0].start)
+            yield label, tuple(polygon + offset for polygon in trace(labels[box] == label))
+
+
+def trace(mask: NDArray[np.bool_]) -> list[Polygon]:
+    """The exact boundary of a mask (rows, columns) along the edges of its pixels, corners only.
+
+    Pixels that touch at a corner only are apart, so that no polygon crosses itself. Polygons come by their uppermost
+    and then leftmost corner, which is their first.
+    """
+    around = np.pad(mask, 1).astype(bool)
+    above_left, above_right, below_left, below_right = (
+        around[:-1, :-1],
+        around[:-1, 1:],
+        around[1:, :-1],
+        around[1:, 1:],
+    )
+    up, left = above_left != above_right, above_left != below_left  # edges that meet in a corner of pixels
+    down = below_left != below_right
+    turns = np.argwhere((up != down) | (up & left & down))
+    # Where two pixels touch, two corners lie in one place: the first has the edge to the left, the second the other.
+    rows, columns = turns.T
+    crossing = (up & left & down)[rows, columns]
+    repeats = np.repeat(np.arange(len(turns)), 1 + crossing)
+    rows, columns, crossing = rows[repeats], columns[repeats], crossing[repeats]
+    second = np.zeros(len(repeats), bool)
+    second[1:] = repeats[1:] == repeats[:-1]
+    # Of a corner's upper and lower edge it takes the one that belongs to the same pixel.
+    lower = np.where(second, above_left[rows, columns], above_right[rows, columns]) & crossing
+    # Along a row, and along a column, corners are the ends of edges by turns.
+    across = _pairs(np.arange(len(rows)))
+    along = _pairs(np.lexsort((lower, rows, columns)))
+    inside = below_right[rows, columns].tolist()
+    corners = np.column_stack([columns, rows]) - 0.5
+    polygons, seen = [], [False] * len(rows)
+    for start in range(len(rows)):
+        if seen[start]:
+            continue
+        ring, corner = [], start
+        while not seen[corner]:
+            other = across[corner]
+            seen[corner] = seen[other] = True
+            ring += [corner, other]
+            corner = along[other]
+        # The first edge leads to the right: over pixels of the mask it is the upper edge of them, else of a hole.
+        polygons.append(corners[ring] if inside[start] else corners[[ring[0], *ring[:0:-1]]])
+    return polygons
+
+
+def area(polygon: Polygon) -> float:
+    """What a polygon encloses, in pixels; negative for a hole."""
+    column, row = polygon.T
+    return float(column @ np.roll(row, -1) - row @ np.roll(column, -1)) / 2
+
+
+def _pairs(order: NDArray[np.intp]) -> list[int]:
+    """For every element the one that it is paired with when the first two in `order` are a pair, the next two, ..."""
+    partner = np.empty_like(order)
+    partner[order[0::2]], partner[order[1::2]] = order[1::2], order[0::2]
+    return partner.tolist()
