@@ -90,6 +90,25 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("job", type=int, metavar="JOB")
         _config(command)
 
+    command = _command(
+        noun,
+        "withdraw",
+        "withdrawing:withdraw",
+        "take a job's results back: a rejection note to every peer that has them",
+    )
+    command.add_argument("job", type=int, metavar="JOB")
+    command.add_argument(
+        "--reason",
+        choices=("quality", "safety", "worklist", "retention"),
+        default="quality",
+        help="quality (default): wrong or of no use; safety: may harm the patient; worklist: of another patient; "
+        "retention: their time is over",
+    )
+    command.add_argument(
+        "--comment", default="", metavar="TEXT", help="for people; nothing that identifies the patient"
+    )
+    _config(command)
+
     noun = _noun(commands, "deliveries", "results on their way to peers")
     command = _command(noun, "list", "listing:list_deliveries", "deliveries, the newest first")
     command.add_argument("--study", metavar="UID", help="only those of this study")

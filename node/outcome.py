@@ -5,6 +5,7 @@ Between `report`, which makes objects, and `queue` and `deliver`, which owe them
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from node.archive.records import Job, JobState, StoredResult
 from node.archive.store import Archive
 from node.config import Config
 from node.dicom.header import read_header
-from node.errors import InputRefused
+from node.errors import InputRefused, RadnodeError
 from node.infer.manifest import Manifest
 from node.infer.package import Package
 from node.queue.rows import NewResult
@@ -30,6 +31,8 @@ from node.report.negative import NoResult, make_no_result
 from node.report.rejection import RejectionReason, make_rejection
 from node.report.results import Result
 from node.report.subject import Origin
+
+_log = logging.getLogger(__name__)
 
 _STATES = {JobState.REFUSED: NoResult.NOT_APPLICABLE}
 
@@ -116,6 +119,17 @@ def withdraw_job(
     why = f"{reason.value}" + (f" ({comment})" if comment else "")
     withdraw(archive.database, job, _keep(archive, job, Result(REJECTION, note), peers), actor, why)
     return peers
+
+
+def withdraw_replaced(archive: Archive, config: Config, job: Job) -> None:
+    """Take back the results that this job's replace, where they are out."""
+    replaced = {result.job_id for result in earlier_reports(archive.database, job)} - {job.id}
+    for job_id in sorted(replaced):
+        comment = f"replaced by a newer result of {job.model} {job.model_version}"
+        try:
+            withdraw_job(archive, config, job_id, RejectionReason.QUALITY, comment, "work")
+        except RadnodeError as error:  # the new result stands; a person may withdraw the old one
+            _log.warning("job %d: %s", job.id, error)
 
 
 def _keep(archive: Archive, job: Job, result: Result, peers: Sequence[str]) -> NewResult:

@@ -16,7 +16,7 @@ from sqlalchemy import select, update
 
 from node.archive import schema
 from node.archive.database import record_event
-from node.archive.records import Study, StudyState
+from node.archive.records import JobState, Study, StudyState
 from node.archive.store import Archive
 from node.config import Route
 from node.dicom.assembly import assemble_volumes
@@ -128,11 +128,12 @@ def route_study(
 ) -> Decision | None:
     """Decide over a study and record it; None when an instance arrived meanwhile (then it is not complete after all).
 
-    With `rerun_as` (the actor's name) jobs that exist already are queued again.
+    With `rerun_as` (the actor's name) jobs that exist already are queued again, but for those whose results were
+    withdrawn: the PACS would hide the same objects again.
     """
     decision = decide(read_headers(archive, study), routes, look_up)
     now = time.time()
-    columns = schema.studies.c
+    columns, jobs = schema.studies.c, schema.jobs.c
     with archive.database.write() as connection:
         current = Study.from_row(connection.execute(select(schema.studies).where(columns.id == study.id)).one())
         if current.state is StudyState.QUARANTINED or (current.instances, current.revision) != (
@@ -150,7 +151,11 @@ def route_study(
         ]
         keys = [job_key(new.model, new.model_digest, new.inputs) for new in known]
         again = (
-            list(connection.scalars(select(schema.jobs.c.id).where(schema.jobs.c.key.in_(keys)))) if rerun_as else []
+            list(
+                connection.scalars(select(schema.jobs.c.id).where(jobs.key.in_(keys), jobs.state != JobState.WITHDRAWN))
+            )
+            if rerun_as
+            else []
         )
     for job_id in again:
         requeue_job(archive.database, job_id, rerun_as)

@@ -33,7 +33,7 @@ from node.infer.model import DicomModel, Model, open_model
 from node.infer.package import Package
 from node.infer.packagings import Adapter
 from node.infer.shelf import PackageShelf
-from node.outcome import destinations, keep_results, make_untold, previous_reports, wanted_of
+from node.outcome import destinations, keep_results, make_untold, previous_reports, wanted_of, withdraw_replaced
 from node.queue.leases import LEASE_S, claim_job, end_job, fail_attempt, finish_job, release_job, renew_lease
 from node.queue.untold import claim_untold, drop_untold, finish_untold
 from node.queue.workers import WorkerId
@@ -181,6 +181,8 @@ def _run(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: Pa
         rows = [row for measurement in analysis.measurements for row in measurement.rows()]
         if finish_job(database, job, worker, results, rows, _tell(analysis)):
             _log.info("job %d done: %s on %d instances, %s", job.id, job.model, len(wanted), _tell(analysis))
+            if config.results.withdraw_replaced:
+                withdraw_replaced(archive, config, job)
         else:
             _log.warning("job %d: the lease was lost, its results are not taken", job.id)
     except InputRefused as error:

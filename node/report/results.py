@@ -14,6 +14,7 @@ from pydicom.uid import UID
 from node.dicom.uid import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from node.infer.results import Labelmap
 from node.report.findings import Findings
+from node.report.keys import make_keys
 from node.report.kinds import Kind, SegForm, Wanted
 from node.report.sr import make_sr
 from node.report.subject import Subject
@@ -49,7 +50,9 @@ class Result:
 
 
 # The kinds beside SEG and SR, which need each other: each from the findings alone, in the order in which they are sent.
-_PICTURES: dict[Kind, Callable[[Findings], list[Dataset]]] = {}
+_FURTHER: dict[Kind, Callable[[Findings], list[Dataset]]] = {
+    Kind.KEYS: lambda findings: _if_any(make_keys(findings, {})),
+}
 
 
 def make_results(findings: Findings, wanted: Wanted | None = None) -> tuple[Result, ...]:
@@ -66,11 +69,15 @@ def _make(findings: Findings, wanted: Wanted) -> Iterator[Result]:
             yield from results
             if not results or not results[0].forms:  # nothing is segmented: one report for all
                 break
-    for kind, make in _PICTURES.items():
+    for kind, make in _FURTHER.items():
         if kind in wanted.kinds:
             datasets = make(findings)
             for number, dataset in enumerate(datasets, 1):
                 yield Result(str(kind) if len(datasets) == 1 else f"{kind}-{number:03d}", dataset, kind)
+
+
+def _if_any(dataset: Dataset | None) -> list[Dataset]:
+    return [] if dataset is None else [dataset]
 
 
 def _forms(subject: Subject, wanted: Wanted) -> dict[SegForm, list[SegForm]]:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import highdicom as hd
 import numpy as np
@@ -23,14 +22,13 @@ from node.dicom.pixels import read_input
 from node.dicom.volume import Image, Volume
 from node.errors import InputRefused
 from node.infer.results import Labelmap
+from node.report.kinds import SegForm
 from node.report.readback import read_labelmap
 from node.report.results import Result
 from node.report.seg import make_seg
 from node.report.subject import Subject
 from tests.dicom.slices import write_series
 from tests.report.cases import CREATED, FIRST, SECOND, dciodvfy_errors, draw_mask, make_package, run
-
-Kind = Literal["BINARY", "LABELMAP"]
 
 REAL = {
     "enhanced_mr": ("enhanced/mr_siemens_xa30/In/5_anat-T1w_acq-tfl", 0),
@@ -85,8 +83,8 @@ def make_subject(plan: InputPlan, labels: NDArray[np.uint16] | None = None) -> S
     )
 
 
-def write_seg(subject: Subject, path: Path, kind: Kind = "BINARY") -> Dataset:
-    path.write_bytes(Result("seg", make_seg(subject, kind)).encode())
+def write_seg(subject: Subject, path: Path, form: SegForm = SegForm.BINARY) -> Dataset:
+    path.write_bytes(Result("seg", make_seg(subject, form)).encode())
     return dcmread(path)
 
 
@@ -120,10 +118,10 @@ def check_frames(seg: Dataset, subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("name", REAL)
-@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
-def test_what_was_written_is_read_back(shared_data: Path, tmp_path: Path, name: str, kind: Kind) -> None:
+@pytest.mark.parametrize("form", [SegForm.BINARY, SegForm.LABELMAP])
+def test_what_was_written_is_read_back(shared_data: Path, tmp_path: Path, name: str, form: SegForm) -> None:
     subject = make_subject(plan_real(shared_data, name))
-    seg = write_seg(subject, tmp_path / "seg.dcm", kind)
+    seg = write_seg(subject, tmp_path / "seg.dcm", form)
     check_frames(seg, subject)
     found = read_labelmap(seg, subject.source, (FIRST, SECOND))
     assert np.array_equal(found.array, subject.labelmap.array)
@@ -182,14 +180,14 @@ def some_frames(plan: VolumePlan, chosen: slice) -> VolumePlan:
     return replace(plan, grid=grid, slices=slices, paths=plan.paths[chosen])
 
 
-@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
-def test_one_of_several_volumes_of_an_instance(shared_data: Path, tmp_path: Path, kind: Kind) -> None:
+@pytest.mark.parametrize("form", [SegForm.BINARY, SegForm.LABELMAP])
+def test_one_of_several_volumes_of_an_instance(shared_data: Path, tmp_path: Path, form: SegForm) -> None:
     whole = plan_real(shared_data, "enhanced_mr")
     assert isinstance(whole, VolumePlan)
     plan = some_frames(whole, slice(10, 60, 2))
     subject = make_subject(plan)
     assert np.array_equal(subject.source.array, make_subject(whole).source.array[10:60:2])
-    seg = write_seg(subject, tmp_path / "seg.dcm", kind)
+    seg = write_seg(subject, tmp_path / "seg.dcm", form)
     check_frames(seg, subject)
     assert np.array_equal(read_labelmap(seg, subject.source, (FIRST, SECOND)).array, subject.labelmap.array)
     numbers = {ref.frame for ref in plan.slices}
@@ -214,14 +212,14 @@ def uneven(folder: Path) -> VolumePlan:
     return plan
 
 
-@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
-def test_slices_of_varying_spacing(tmp_path: Path, kind: Kind) -> None:
+@pytest.mark.parametrize("form", [SegForm.BINARY, SegForm.LABELMAP])
+def test_slices_of_varying_spacing(tmp_path: Path, form: SegForm) -> None:
     subject = make_subject(uneven(tmp_path / "images"))
-    seg = write_seg(subject, tmp_path / "seg.dcm", kind)
+    seg = write_seg(subject, tmp_path / "seg.dcm", form)
     check_frames(seg, subject)
     assert np.array_equal(read_labelmap(seg, subject.source, (FIRST, SECOND)).array, subject.labelmap.array)
     assert "SpacingBetweenSlices" not in seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-    if kind == "BINARY":
+    if form is SegForm.BINARY:
         assert dciodvfy_errors(tmp_path / "seg.dcm") == set()
 
 
