@@ -16,6 +16,7 @@ from node.deliver import outbox
 from node.queue.jobs import cancel_job as cancel
 from node.queue.jobs import list_jobs as jobs_of
 from node.queue.jobs import requeue_job
+from node.queue.withdrawal import REJECTION
 
 ACTOR = "command line"
 
@@ -124,13 +125,26 @@ def describe_study(archive: Archive, study: Study) -> tuple[str, str]:
             return state.value, "; ".join(
                 f"{job.model}: {job.reason}" for job in jobs if job.state is state and job.reason
             )
-    parcels = outbox.list_parcels(archive.database, study_id=study.id)
+    if any(job.untold for job in jobs):
+        return "delivering", "; ".join(f"{job.model}: {job.reason}" for job in jobs if job.untold)
+    withdrawn = {job.id for job in jobs if job.state is JobState.WITHDRAWN}
+    parcels = [
+        parcel
+        for parcel in outbox.list_parcels(archive.database, study_id=study.id)
+        if parcel.kind == REJECTION or parcel.job_id not in withdrawn
+    ]
     for state, name in ((DeliveryState.FAILED, "not delivered"), (DeliveryState.PENDING, "delivering")):
         owed = [parcel for parcel in parcels if parcel.delivery.state is state]
         if owed:
             return name, "; ".join(dict.fromkeys(parcel.delivery.reason for parcel in owed if parcel.delivery.reason))
     latest = {job.model: job for job in reversed(jobs)}.values()
-    for state in (JobState.QUARANTINED, JobState.FAILED, JobState.REFUSED, JobState.CANCELLED):
+    for state in (
+        JobState.QUARANTINED,
+        JobState.FAILED,
+        JobState.REFUSED,
+        JobState.CANCELLED,
+        JobState.WITHDRAWN,
+    ):
         if any(job.state is state for job in latest):
             return state.value, "; ".join(f"{job.model}: {job.reason}" for job in latest if job.state is state)
     return "done", "; ".join(f"{job.model}: {job.reason}" for job in latest if job.reason)
