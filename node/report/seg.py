@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, tzinfo
-from io import BytesIO
 
 import highdicom as hd
 import numpy as np
 from highdicom.seg import Segmentation, SegmentDescription
 from numpy.typing import NDArray
-from pydicom import DataElement, dcmread
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.multival import MultiValue
 from pydicom.uid import ExplicitVRLittleEndian
@@ -21,6 +19,7 @@ from node.dicom.volume import Image
 from node.errors import OutputRefused
 from node.infer.manifest import Segment
 from node.report.colors import segment_colors
+from node.report.encoded import encode_items, with_encoded
 from node.report.kinds import Kind, SegForm
 from node.report.seg_frames import (
     Masks,
@@ -31,13 +30,13 @@ from node.report.seg_frames import (
     count_bytes,
     join_items,
     order_frames,
-    split_items,
     stream_pixels,
 )
 from node.report.slices import drop_geometry, refer_to_sources, stand_ins
 from node.report.subject import MANUFACTURER, Subject
 
 _LONGEST = 0xFFFFFFFE  # bytes of a value of 32-bit length (PS3.5 7.1.1)
+
 
 def make_seg(subject: Subject, form: SegForm = SegForm.BINARY) -> FileDataset:
     """The segmentation of the subject's label map, slice by slice on its source images; empty frames are left out.
@@ -124,23 +123,19 @@ def _outline(subject: Subject, form: SegForm, present: NDArray[np.bool_], labels
 def _fill(
     outline: Dataset, subject: Subject, slices: Sequence[int], planes: Planes, places: Sequence[Place]
 ) -> FileDataset:
-    """The outline with all frames in place of its own, which are those of `slices`.
-
-    The outline is written and read back, so that the data set has its elements as encoded bytes, and these are written
-    again as they are: nothing decodes and encodes the functional groups of thousands of frames.
-    """
-    buffer = BytesIO()
-    outline.save_as(buffer, enforce_file_format=True)
-    buffer.seek(0)
-    seg = dcmread(buffer)
-    groups = seg.get_item("PerFrameFunctionalGroupsSequence")
-    pixels = seg.get_item("PixelData")
-    assert isinstance(groups, RawDataElement) and groups.value is not None
-    assert pixels is not None
-    items = join_items(dict(zip(slices, split_items(groups.value), strict=True)), places)
-    seg[groups.tag] = groups._replace(value=items, length=len(items))
+    """The outline with all frames in place of its own, which are those of `slices`."""
+    character_set = outline.get("SpecificCharacterSet")
+    templates = [encode_items([groups], character_set) for groups in outline.PerFrameFunctionalGroupsSequence]
+    seg = with_encoded(
+        outline,
+        {
+            "SegmentSequence": encode_items(outline.SegmentSequence, character_set),
+            "PerFrameFunctionalGroupsSequence": join_items(dict(zip(slices, templates, strict=True)), places),
+        },
+    )
     seg.NumberOfFrames = len(places)
     seg.Rows, seg.Columns = subject.source.array.shape[1:3]
+    pixels = seg["PixelData"]
     seg[pixels.tag] = DataElement(pixels.tag, pixels.VR, stream_pixels(planes, places))
     return seg
 

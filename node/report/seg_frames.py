@@ -1,15 +1,15 @@
 """The frames of a segmentation, made as they are written: which there are, their pixels and their functional groups.
 
-highdicom makes a segmentation frame by frame and holds all of it. A label map of a hundred organs has 15,000 frames; here
-each frame's pixels are packed when the file is written, and its functional groups are a copy of the bytes that pydicom
-wrote for another frame of the same slice, in which the segment's number is put right.
+highdicom makes a segmentation frame by frame and holds all of it. A label map of a hundred organs has 15,000 frames;
+here each frame's pixels are packed when the file is written, and its functional groups are a copy of the encoded ones
+of another frame of the same slice, in which the segment's number is put right.
 """
 
 from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 _BLOCK = 8  # frames that are encoded at once: of bits, as many always fill whole bytes
-_ITEM = struct.Struct("<HHI")
 # Tag, VR and length of the two elements of a frame that tell its segment (PS3.5 7.1.2).
 _DIMENSION_INDEX_VALUES = bytes.fromhex("20005791") + b"UL" + struct.pack("<H", 8)  # of segment and place
 _SEGMENT_NUMBER = bytes.fromhex("62000b00") + b"US" + struct.pack("<H", 2)
@@ -67,10 +66,10 @@ class Masks:
                 continue
             found = np.zeros(rows * count, bool)
             found[row_starts + number_of[plane]] = True
-            found = found.reshape(rows, count)[:, 1:]
-            self.present[index] = found.any(axis=0)
-            self._first[index] = found.argmax(axis=0)
-            self._end[index] = rows - found[::-1].argmax(axis=0)
+            by_row = found.reshape(rows, count)[:, 1:]
+            self.present[index] = by_row.any(axis=0)
+            self._first[index] = by_row.argmax(axis=0)
+            self._end[index] = rows - by_row[::-1].argmax(axis=0)
 
     def encode(self, places: Sequence[Place]) -> bytes:
         """One bit per pixel, the first in the lowest bit (PS3.5 8.1.1)."""
@@ -88,7 +87,7 @@ class Numbers:
         """As of `Masks`."""
         self.bits = 8 if len(labels) < 256 else 16  # as highdicom chooses them
         self.pixels = labelmap.shape[1] * labelmap.shape[2]
-        self.present = labelmap.any(axis=(1, 2))[:, None]
+        self.present = np.asarray(labelmap.any(axis=(1, 2)))[:, None]
         self._labelmap = labelmap
         self._number_of = np.zeros(max(labels) + 1, f"<u{self.bits // 8}")
         self._number_of[list(labels)] = np.arange(1, len(labels) + 1)
@@ -182,21 +181,6 @@ class _Pixels(io.RawIOBase):
         length = max(0, length)
         self._position += length
         return length
-
-
-def split_items(sequence: bytes) -> list[bytes]:
-    """The items of an encoded sequence whose items are of explicit length, each with its header."""
-    return list(_items(sequence))
-
-
-def _items(sequence: bytes) -> Iterator[bytes]:
-    start = 0
-    while start < len(sequence):
-        group, element, length = _ITEM.unpack_from(sequence, start)
-        if (group, element) != (0xFFFE, 0xE000) or length == 0xFFFFFFFF:
-            raise ValueError(f"no item of explicit length at byte {start} of a sequence")
-        yield sequence[start : start + _ITEM.size + length]
-        start += _ITEM.size + length
 
 
 def join_items(templates: Mapping[int, bytes], places: Sequence[Place]) -> bytes:
