@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 
 from pydicom import dcmread
@@ -21,12 +22,14 @@ from pynetdicom.sop_class import (
 )
 
 from node.dicom.commitment import WELL_KNOWN_INSTANCE
+from node.dicom.encode import candidates, compress
 from node.dicom.uid import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from node.errors import DeliveryError
 
 CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 120.0  # a PACS may take its time over a large SEG
 PDU_LENGTH = 131072
+_MOST_CONTEXTS = 128  # of an association: their identifiers are the odd numbers of a byte (PS3.8 9.3.2.2)
 
 # Files go out in pieces as they lie, never as one message in memory.
 _config.STORE_SEND_CHUNKED_DATASET = True
@@ -81,18 +84,29 @@ def report_commitment(address: Address, report: Dataset, event_type_id: int) -> 
 class StoreSession:
     """One association over which several objects are stored; a context manager."""
 
-    def __init__(self, address: Address, files: Iterable[Path]):
-        """Negotiate for the SOP class and transfer syntax of each of `files`, and for plain little endian beside it."""
+    def __init__(self, address: Address, files: Iterable[Path], *, compress: bool = False):
+        """Negotiate for the SOP class and transfer syntax of each of `files`, and for plain little endian beside it.
+
+        With `compress`, also for the syntaxes that would make each smaller: an object is then sent in the best one that
+        the peer takes (`node.dicom.encode.candidates`), where it does get smaller, else as it is.
+        """
         wanted: dict[str, set[str]] = {}
+        smaller: dict[tuple[str, str], None] = {}
         for file in files:
             meta = read_file_meta_info(file)
-            wanted.setdefault(meta.MediaStorageSOPClassUID, set()).add(meta.TransferSyntaxUID)
+            sop_class = meta.MediaStorageSOPClassUID
+            wanted.setdefault(sop_class, set()).add(meta.TransferSyntaxUID)
+            if compress:
+                smaller |= dict.fromkeys((sop_class, syntax) for syntax in candidates(file))
         contexts = []
         for sop_class, syntaxes in sorted(wanted.items()):
             # One context for each compressed syntax, so that accepting one does not exclude the others.
             contexts += [(sop_class, (syntax,)) for syntax in sorted(syntaxes - set(_LITTLE_ENDIAN))]
             contexts.append((sop_class, _LITTLE_ENDIAN))
+        better = [(sop_class, (syntax,)) for sop_class, syntax in smaller if syntax not in wanted[sop_class]]
+        contexts += better[: max(0, _MOST_CONTEXTS - len(contexts))]
         self._address = address
+        self._compress = compress
         self._connection = _Connection(address, contexts)
 
     def __enter__(self) -> StoreSession:
@@ -122,14 +136,26 @@ class StoreSession:
         if syntax not in accepted and syntax not in _LITTLE_ENDIAN:
             raise DeliveryError(f"{self._address} does not accept {sop_class.name} as {syntax.name}")
         try:
-            # As it lies where the peer takes that, else re-encoded between explicit and implicit VR.
-            answer = self._association.send_c_store(file if syntax in accepted else dcmread(file), priority=0)
+            answer = self._store(file, syntax, accepted)
         except (RuntimeError, ValueError, AttributeError) as error:
             raise DeliveryError(f"could not send to {self._address}: {error}") from error
         code = answer.get("Status")
         if code is None:
             raise DeliveryError(f"{self._address} broke off or did not answer within {ANSWER_TIMEOUT_S:.0f} s")
         return judge_status(code, str(answer.get("ErrorComment", "")), self._address)
+
+    def _store(self, file: Path, syntax: UID, accepted: set[UID]) -> Dataset:
+        """Compressed where that is wanted and smaller, else as it lies where the peer takes that, else re-encoded
+        between explicit and implicit VR.
+        """
+        best = next((each for each in candidates(file) if each in accepted), None) if self._compress else None
+        if best is not None:
+            with TemporaryDirectory(prefix="radnode-") as folder:  # nobody else can look into it
+                compressed = Path(folder) / "compressed.dcm"
+                compress(file, compressed, best)
+                if compressed.stat().st_size < file.stat().st_size:
+                    return self._association.send_c_store(compressed, priority=0)
+        return self._association.send_c_store(file if syntax in accepted else dcmread(file), priority=0)
 
 
 def judge_status(code: int, comment: str, address: Address) -> str:

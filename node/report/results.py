@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from typing import BinaryIO
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
@@ -41,12 +42,16 @@ class Result:
 
     def encode(self) -> bytes:
         """The DICOM file (PS3.10): the same bytes for the same object."""
+        buffer = BytesIO()
+        self.write(buffer)
+        return buffer.getvalue()
+
+    def write(self, file: BinaryIO) -> None:
+        """Write the DICOM file to an open one; the pixels of a large SEG are made meanwhile and never held."""
         meta = self.dataset.file_meta  # pyright: ignore[reportAttributeAccessIssue]
         meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
         meta.ImplementationVersionName = IMPLEMENTATION_VERSION
-        buffer = BytesIO()
-        self.dataset.save_as(buffer, enforce_file_format=True)
-        return buffer.getvalue()
+        self.dataset.save_as(file, enforce_file_format=True)
 
 
 # The kinds beside SEG and SR, which need each other: each from the findings alone, in the order in which they are sent.

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from highdicom import sr
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code as PydicomCode
 
 from node.dicom.codes import LATERALITY
 from node.dicom.volume import SliceRef
 from node.infer.manifest import Finding
+from node.report.encoded import encode_items, with_encoded
 from node.report.kinds import Kind
 from node.report.library import describe_images
 from node.report.seg import coded, stamp
@@ -50,7 +51,7 @@ class Described(TypedDict):
 
 def make_sr(
     origin: Origin, groups: Sequence[Group], *, about: Sequence[Dataset] = (), name: str = "sr", description: str = ""
-) -> sr.Comprehensive3DSR:
+) -> FileDataset:
     """The report of a run: its measurement groups, at least one, and the images that it was made from.
 
     `about` are the objects beside the source images that the groups refer to. The UIDs derive from `name`;
@@ -72,9 +73,17 @@ def make_sr(
     if images := [source for source in sources if "Rows" in source]:
         content = report[0].ContentSequence
         content.insert(len(content) - 1, describe_images(images))
+    evidence = [*sources, *about]
+    content = report[0].ContentSequence
+    _check_references(content, evidence)
+    # highdicom copies and checks again whatever is in the document, which takes seconds for a hundred groups: it gets
+    # the first item only, and the whole takes its place.
+    root = report[0][:]
+    del root.ContentSequence
+    root.ContentSequence = list(content[:1])
     document = sr.Comprehensive3DSR(
-        evidence=[*sources, *about],
-        content=report,
+        evidence=evidence,
+        content=root,
         series_instance_uid=origin.uid(name, "series"),
         series_number=origin.series_number(Kind.SR),
         sop_instance_uid=origin.uid(name),
@@ -91,7 +100,7 @@ def make_sr(
     )
     stamp(document, origin)
     del document.SeriesDate, document.SeriesTime  # of the SR Document Series module (PS3.3 C.17.1) neither is part
-    return document
+    return with_encoded(document, {"ContentSequence": encode_items(content, document.get("SpecificCharacterSet"))})
 
 
 def describe(origin: Origin, finding: Finding, *track: str, number: int | None = None) -> Described:
@@ -187,6 +196,20 @@ def _predecessors(origin: Origin, name: str) -> list[Dataset]:
     """The earlier reports in an order of their own; a report that is made again does not replace itself."""
     earlier = {str(report.SOPInstanceUID): report for report in origin.previous}
     return [report for uid, report in sorted(earlier.items()) if uid != origin.uid(name)]
+
+
+def _check_references(content: Sequence[Dataset], evidence: Sequence[Dataset]) -> None:
+    """`ValueError` where an item refers to an instance that the report does not list as its evidence (C.17.2)."""
+    known = {str(dataset.SOPInstanceUID) for dataset in evidence}
+    waiting = [*content]
+    while waiting:
+        item = waiting.pop()
+        waiting += item.get("ContentSequence") or ()
+        for reference in item.get("ReferencedSOPSequence") or ():
+            if str(reference.ReferencedSOPInstanceUID) not in known:
+                raise ValueError(
+                    f"the report refers to {reference.ReferencedSOPInstanceUID}, which is no evidence of it"
+                )
 
 
 def _sites(finding: Finding) -> list[sr.FindingSite] | None:

@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import highdicom as hd
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from node.dicom.assembly import InputPlan, VolumePlan, assemble_volumes
-from node.dicom.frames import FrameHeaders
-from node.dicom.header import read_header, scan_folder
-from node.dicom.pixels import read_input
+from node.dicom.assembly import VolumePlan, assemble_volumes
+from node.dicom.header import read_header
 from node.dicom.volume import Image, Volume
 from node.errors import InputRefused
-from node.infer.results import Labelmap
 from node.report.kinds import SegForm
 from node.report.readback import read_labelmap
-from node.report.results import Result
-from node.report.seg import make_seg
-from node.report.subject import Subject
 from tests.dicom.slices import write_series
-from tests.report.cases import CREATED, FIRST, SECOND, dciodvfy_errors, draw_mask, make_package, run
+from tests.report.cases import FIRST, SECOND, dciodvfy_errors, run
+from tests.report.geometries import (
+    IMAGES,
+    REAL,
+    REGULAR,
+    check_frames,
+    make_subject,
+    plan_real,
+    some_frames,
+    uneven,
+    write_seg,
+)
 
-REAL = {
-    "enhanced_mr": ("enhanced/mr_siemens_xa30/In/5_anat-T1w_acq-tfl", 0),
-    "enhanced_asl": ("enhanced/mr_siemens_xa30/In/27_asl_2d_tra", 0),
-    "enhanced_mr_philips": ("enhanced/mr_philips", 0),
-    "enhanced_ct": ("enhanced/eCT_Supplemental.dcm", 0),
-    "tilted_ct": ("head_ct_tilted", 0),
-    "mammogram": ("planar/mg_mammo.dcm", 0),
-    "ultrasound_clip": ("planar/us_colour_multiframe.dcm", 0),
-    "photograph": ("planar/xc_photo.dcm", 0),
-    "radiograph": ("compressed/RG3_J2KR.dcm", 0),
-}
 # What dciodvfy finds in our objects because the source images have it: it is copied with the patient and the study, and
 # how much an image was compressed is not to be known from an empty ratio.
 INHERITED = {
@@ -52,73 +43,10 @@ INHERITED = {
         "Module=<SegmentationImage>"
     },
 }
-VOLUMES = [name for name, (folder, _) in REAL.items() if "planar" not in folder and name != "radiograph"]
-REGULAR = [name for name in VOLUMES if name != "tilted_ct"]
-IMAGES = [name for name in REAL if name not in VOLUMES]
-
-
-@cache
-def plan_real(shared_data: Path, name: str) -> InputPlan:
-    """The first volume or image of real data."""
-    folder, number = REAL[name]
-    assembly = assemble_volumes({path: read_header(path) for path in scan_folder(shared_data / folder).files})
-    return (*assembly.volumes, *assembly.images)[number]
-
-
-def make_subject(plan: InputPlan, labels: NDArray[np.uint16] | None = None) -> Subject:
-    source = read_input(plan)
-    array = draw_mask(source.array.shape[:3]) if labels is None else labels
-    package = make_package()
-    return Subject(
-        key="job",
-        created=CREATED,
-        source=source,
-        sources=plan.headers,
-        prediction=Labelmap(array, source.grid if isinstance(source, Volume) else None),
-        manifest=package.manifest,
-        model_name=package.name,
-        model_version=package.version,
-        model_digest=package.digest,
-        node_version="0",
-    )
-
-
-def write_seg(subject: Subject, path: Path, form: SegForm = SegForm.BINARY) -> Dataset:
-    path.write_bytes(Result("seg", make_seg(subject, form)).encode())
-    return dcmread(path)
-
-
-def check_frames(seg: Dataset, subject: Subject) -> None:
-    """Every frame refers to the one slice that holds its pixels, and lies where that lies."""
-    headers = {str(header.SOPInstanceUID): header for header in subject.sources}
-    slices, labels = subject.source_slices, subject.labelmap.array
-    places = {(ref.sop_instance_uid, ref.frame): index for index, ref in enumerate(slices)}
-    frames = seg.pixel_array.reshape(-1, *labels.shape[1:])
-    for frame, groups in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
-        (item,) = groups.DerivationImageSequence[0].SourceImageSequence
-        header = headers[item.ReferencedSOPInstanceUID]
-        number = int(item.ReferencedFrameNumber) if "ReferencedFrameNumber" in item else None
-        assert item.ReferencedSOPClassUID == header.SOPClassUID
-        assert item.SpatialLocationsPreserved == "YES"
-        index = places[item.ReferencedSOPInstanceUID, number]
-        if "SegmentIdentificationSequence" in groups:
-            segment = groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber
-            assert np.array_equal(frame > 0, labels[index] == (FIRST, SECOND)[segment - 1])
-        else:
-            assert np.array_equal(np.array([0, FIRST, SECOND])[frame], labels[index])
-        if isinstance(subject.source, Volume):
-            own = header if number is None else FrameHeaders(header)[number]
-            assert groups.PlanePositionSequence[0].ImagePositionPatient == own.ImagePositionPatient
-    wanted = {label for label in np.unique(labels) if label}
-    count = sum((labels == label).any(axis=(1, 2)).sum() for label in wanted)
-    assert len(frames) == (count if seg.SegmentationType == "BINARY" else labels.any(axis=(1, 2)).sum())
-    (series,) = seg.ReferencedSeriesSequence
-    assert [item.ReferencedSOPInstanceUID for item in series.ReferencedInstanceSequence] == list(headers)
-    assert series.SeriesInstanceUID == subject.source.series_uid
 
 
 @pytest.mark.parametrize("name", REAL)
-@pytest.mark.parametrize("form", [SegForm.BINARY, SegForm.LABELMAP])
+@pytest.mark.parametrize("form", SegForm)
 def test_what_was_written_is_read_back(shared_data: Path, tmp_path: Path, name: str, form: SegForm) -> None:
     subject = make_subject(plan_real(shared_data, name))
     seg = write_seg(subject, tmp_path / "seg.dcm", form)
@@ -130,13 +58,16 @@ def test_what_was_written_is_read_back(shared_data: Path, tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_dciodvfy_finds_only_what_the_source_already_had(shared_data: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("form", [SegForm.BINARY, SegForm.FRACTIONAL])  # Debian's dciodvfy knows no LABELMAP
+def test_dciodvfy_finds_only_what_the_source_already_had(
+    shared_data: Path, tmp_path: Path, name: str, form: SegForm
+) -> None:
     plan = plan_real(shared_data, name)
     inherited = INHERITED.get(name, set())
     for keyword in (error[2:].split("(")[0] for error in inherited):
         value = plan.headers[0][keyword].value
         assert value is None or len(str(value)) < 4, f"{keyword} is listed as inherited, but the source has it right"
-    write_seg(make_subject(plan), tmp_path / "seg.dcm")
+    write_seg(make_subject(plan), tmp_path / "seg.dcm", form)
     assert dciodvfy_errors(tmp_path / "seg.dcm") == inherited
 
 
@@ -168,19 +99,7 @@ def test_highdicom_reads_frames_by_their_source(shared_data: Path, tmp_path: Pat
         assert np.array_equal(pixels[..., segment] > 0, subject.labelmap.array == label)
 
 
-def some_frames(plan: VolumePlan, chosen: slice) -> VolumePlan:
-    """A plan of some of the frames, as of one of several volumes in an instance."""
-    grid = plan.grid
-    affine = grid.affine_lps.copy()
-    start, _, step = chosen.indices(grid.shape[0])
-    affine[:3, 3] += start * affine[:3, 2]
-    affine[:3, 2] *= step
-    slices = plan.slices[chosen]
-    grid = replace(grid, shape=(len(slices), *grid.shape[1:]), affine_lps=affine)
-    return replace(plan, grid=grid, slices=slices, paths=plan.paths[chosen])
-
-
-@pytest.mark.parametrize("form", [SegForm.BINARY, SegForm.LABELMAP])
+@pytest.mark.parametrize("form", SegForm)
 def test_one_of_several_volumes_of_an_instance(shared_data: Path, tmp_path: Path, form: SegForm) -> None:
     whole = plan_real(shared_data, "enhanced_mr")
     assert isinstance(whole, VolumePlan)
@@ -198,28 +117,14 @@ def test_one_of_several_volumes_of_an_instance(shared_data: Path, tmp_path: Path
         read_labelmap(seg, other, (FIRST, SECOND))
 
 
-def uneven(folder: Path) -> VolumePlan:
-    """A series whose last slices lie further apart, and whose orientation is not the same to the last digit."""
-    gaps = np.array([0, 2, 4, 6, 8, 11, 14, 17.0])
-    rng = np.random.default_rng(4)
-    for path, depth in zip(write_series(folder, rng.integers(0, 99, (8, 20, 24)).astype(np.int16)), gaps, strict=True):
-        dataset = dcmread(path)
-        dataset.ImagePositionPatient = [-10, -20, 30 + depth]
-        dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, f"{depth * 1e-5:.6f}"]
-        dataset.save_as(path)
-    (plan,) = assemble_volumes({path: read_header(path) for path in sorted(folder.iterdir())}).volumes
-    assert plan.positions_lps is not None
-    return plan
-
-
-@pytest.mark.parametrize("form", [SegForm.BINARY, SegForm.LABELMAP])
+@pytest.mark.parametrize("form", SegForm)
 def test_slices_of_varying_spacing(tmp_path: Path, form: SegForm) -> None:
     subject = make_subject(uneven(tmp_path / "images"))
     seg = write_seg(subject, tmp_path / "seg.dcm", form)
     check_frames(seg, subject)
     assert np.array_equal(read_labelmap(seg, subject.source, (FIRST, SECOND)).array, subject.labelmap.array)
     assert "SpacingBetweenSlices" not in seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-    if form is SegForm.BINARY:
+    if form is not SegForm.LABELMAP:  # which Debian's dciodvfy does not know
         assert dciodvfy_errors(tmp_path / "seg.dcm") == set()
 
 
