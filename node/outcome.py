@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 _STATES = {JobState.REFUSED: NoResult.NOT_APPLICABLE}
 
 
-def destinations(config: Config, database: Database, peers: Sequence[str]) -> dict[str, Takes]:
+def what_peers_take(config: Config, database: Database, peers: Sequence[str]) -> dict[str, Takes]:
     """What each of these peers gets, by the configuration and by what it was heard to accept."""
     takes = {}
     for name in peers:
@@ -74,7 +74,7 @@ def make_untold(archive: Archive, config: Config, job: Job, package: Package | N
 
     `package` is the model's, where it can still be used. `InputRefused` when the images are gone.
     """
-    takes = destinations(config, archive.database, job.send_to)
+    takes = what_peers_take(config, archive.database, job.send_to)
     wanted = wanted_of(job, takes)
     uids = sorted({uid for uids in job.inputs.values() for uid in uids})
     paths = archive.instance_paths(uids)

@@ -33,7 +33,7 @@ from node.infer.model import DicomModel, Model, open_model
 from node.infer.package import Package
 from node.infer.packagings import Adapter
 from node.infer.shelf import PackageShelf
-from node.outcome import destinations, keep_results, make_untold, previous_reports, wanted_of, withdraw_replaced
+from node.outcome import keep_results, make_untold, previous_reports, wanted_of, what_peers_take, withdraw_replaced
 from node.queue.leases import LEASE_S, claim_job, end_job, fail_attempt, finish_job, release_job, renew_lease
 from node.queue.untold import claim_untold, drop_untold, finish_untold
 from node.queue.workers import WorkerId
@@ -166,7 +166,7 @@ def _run(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: Pa
         model = models.get(package)  # loads while the headers and voxels are read
         plans = plan_inputs(package, job.inputs, archive.instance_paths(wanted))
         created = datetime.fromtimestamp(job.created_at, UTC)
-        takes = destinations(config, database, job.send_to)
+        takes = what_peers_take(config, database, job.send_to)
         analysis = analyse(
             package,
             model,

@@ -8,11 +8,14 @@ import socket
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from node.commands.output import print_json, print_table
 from node.config import Config, find_config, load_config
 from node.errors import ConfigError, DeliveryError, RadnodeError
+
+if TYPE_CHECKING:
+    from node.deliver.dimse import Address
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,35 @@ def _peers(config: Config) -> Iterator[Finding]:
     from node.deliver.dimse import echo
     from node.deliver.peers import destinations
 
-    for name, address in destinations(config).items():
+    for name, peer in destinations(config).items():
         try:
-            seconds = echo(address)
+            seconds = echo(peer.address)
+            refused = _refused(config, name, peer.address)
         except DeliveryError as error:
             yield Finding(f"peer {name}", "wrong", str(error))
-        else:
-            yield Finding(f"peer {name}", "good", f"{address} answered C-ECHO in {seconds * 1000:.0f} ms")
+            continue
+        yield Finding(f"peer {name}", "good", f"{peer.address} answered C-ECHO in {seconds * 1000:.0f} ms")
+        for what in refused:
+            yield Finding(
+                f"peer {name}", "wrong", f"does not accept {what}, which a route sends it: enable that SOP class there"
+            )
+
+
+def _refused(config: Config, name: str, address: Address) -> list[str]:
+    """The names of the classes of results that a peer would get and does not take."""
+    from pydicom.uid import UID
+
+    from node.deliver.dimse import ask_storage
+    from node.report.kinds import storage_classes
+
+    peer = config.peers[name]
+    kinds = {kind for route in config.routes if name in route.send_to for kind in route.results}
+    if peer.results is not None:
+        kinds &= set(peer.results)
+    wanted = storage_classes(kinds, peer.seg)
+    if not wanted:
+        return []
+    return [UID(each).name for each, syntaxes in ask_storage(address, wanted).items() if not syntaxes]
 
 
 def _ports(config: Config) -> Iterator[Finding]:

@@ -13,7 +13,8 @@ from node.errors import DeliveryError, NotFound
 
 def echo_peers(options: Namespace) -> int:
     """C-ECHO to each; 1 when one of them does not answer."""
-    addresses = destinations(load_config(find_config(options.config)))
+    peers = destinations(load_config(find_config(options.config)))
+    addresses = {name: peer.address for name, peer in peers.items()}
     if unknown := [name for name in options.names if name not in addresses]:
         raise NotFound(f"no peer {unknown[0]!r} with a port in the configuration; there are: {', '.join(addresses)}")
     rows = []

@@ -65,6 +65,23 @@ def echo(address: Address) -> float:
     return time.monotonic() - started
 
 
+def ask_storage(address: Address, sop_classes: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Which of these storage classes a peer takes, each with the transfer syntaxes of ours that it takes (none: it does
+    not), by offering them on an association that carries nothing.
+    """
+    offered = list(sop_classes)
+    # With a class that every peer takes, so that the association comes about whatever it says of the others.
+    contexts = [
+        (Verification, _LITTLE_ENDIAN),
+        *((sop_class, (syntax,)) for sop_class in offered for syntax in _LITTLE_ENDIAN),
+    ]
+    with _Connection(address, contexts) as association:
+        accepted = [
+            (context.abstract_syntax, str(context.transfer_syntax[0])) for context in association.accepted_contexts
+        ]
+    return {each: tuple(syntax for sop_class, syntax in accepted if sop_class == each) for each in offered}
+
+
 def report_commitment(address: Address, report: Dataset, event_type_id: int) -> None:
     """N-EVENT-REPORT of Storage Commitment, we being the SCP; `DeliveryError` when the peer did not take it."""
     role = build_role(StorageCommitmentPushModel, scu_role=False, scp_role=True)

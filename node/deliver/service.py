@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
+from pydicom.uid import UID
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.archive.commitments import Commitments
 from node.archive.database import Database
+from node.archive.peer_storage import note_accepted
 from node.archive.store import Archive
 from node.deliver.commitments import report_due
-from node.deliver.dimse import Address, StoreSession
+from node.deliver.dimse import StoreSession, ask_storage
 from node.deliver.outbox import Parcel, due_parcels, mark_delivered, mark_undelivered
+from node.deliver.peers import Destination
 from node.errors import DeliveryError
 
 _log = logging.getLogger(__name__)
 
 POLL_S = 0.25
+ASK_EVERY_S = 3600.0  # what a peer takes changes when it is upgraded
+ASK_AGAIN_S = 30.0  # after no answer
 
 
-def deliver_until(stop: threading.Event, archive: Archive, peers: Mapping[str, Address]) -> None:
-    """Deliver what is owed to `peers` (name to address) until `stop` is set; an object that is on its way is
-    finished.
-    """
+def deliver_until(stop: threading.Event, archive: Archive, peers: Mapping[str, Destination]) -> None:
+    """Deliver what is owed to `peers` (by name) until `stop` is set; an object that is on its way is finished."""
     threads = [
-        threading.Thread(target=_serve_peer, args=(stop, archive, name, address), name=f"deliver-{name}")
-        for name, address in peers.items()
+        threading.Thread(target=_serve_peer, args=(stop, archive, name, peer), name=f"deliver-{name}")
+        for name, peer in peers.items()
     ]
     for thread in threads:
         thread.start()
@@ -39,7 +43,7 @@ def deliver_until(stop: threading.Event, archive: Archive, peers: Mapping[str, A
     stop.wait()  # a node without a peer to send to lives too
 
 
-def deliver_due(database: Database, storage: Path, name: str, address: Address, stop: threading.Event) -> int:
+def deliver_due(database: Database, storage: Path, name: str, peer: Destination, stop: threading.Event) -> int:
     """One round for one peer: everything that is due, over one association; how many objects arrived."""
     parcels = due_parcels(database, name)
     if not parcels:
@@ -47,7 +51,8 @@ def deliver_due(database: Database, storage: Path, name: str, address: Address, 
     sendable = [parcel for parcel in parcels if _is_readable(database, storage, parcel)]
     delivered = 0
     try:
-        with StoreSession(address, [parcel.file(storage) for parcel in sendable]) as session:
+        files = [parcel.file(storage) for parcel in sendable]
+        with StoreSession(peer.address, files, compress=peer.compress) as session:
             for parcel in sendable:
                 if stop.is_set():
                     break
@@ -67,12 +72,15 @@ def deliver_due(database: Database, storage: Path, name: str, address: Address, 
     return delivered
 
 
-def _serve_peer(stop: threading.Event, archive: Archive, name: str, address: Address) -> None:
+def _serve_peer(stop: threading.Event, archive: Archive, name: str, peer: Destination) -> None:
     commitments = Commitments(archive)
+    ask_at = time.monotonic()
     while not stop.is_set():
         try:
-            delivered = deliver_due(archive.database, archive.storage, name, address, stop)
-            delivered += report_due(commitments, name, address)
+            if peer.asks and time.monotonic() >= ask_at:
+                ask_at = time.monotonic() + (ASK_EVERY_S if _ask(archive.database, name, peer) else ASK_AGAIN_S)
+            delivered = deliver_due(archive.database, archive.storage, name, peer, stop)
+            delivered += report_due(commitments, name, peer.address)
         except SQLAlchemyError as error:  # the database may be away for a moment: what is owed stays owed
             _log.error("deliver to %s: database: %s", name, type(error).__name__)
             delivered = 0
@@ -82,6 +90,20 @@ def _serve_peer(stop: threading.Event, archive: Archive, name: str, address: Add
             stop.wait(5.0)
         if not delivered:
             stop.wait(POLL_S)
+
+
+def _ask(database: Database, name: str, peer: Destination) -> bool:
+    """Ask a peer what it takes, and keep its answer; whether there was one."""
+    try:
+        accepted = ask_storage(peer.address, peer.asks)
+    except DeliveryError as error:
+        _log.warning("%s could not be asked what it takes: %s", name, error)
+        return False
+    note_accepted(database, name, accepted)
+    _log.info(
+        "%s takes %s", name, ", ".join(f"{UID(each).name}: {'yes' if its else 'no'}" for each, its in accepted.items())
+    )
+    return True
 
 
 def _is_readable(database: Database, storage: Path, parcel: Parcel) -> bool:

@@ -35,6 +35,23 @@ NO_RESULT = "no-result"
 
 # The SOP class of a label map segmentation (PS3.4 B.5), which peers may accept or not.
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+_STORAGE = {  # PS3.4 B.5
+    Kind.SEG: "1.2.840.10008.5.1.4.1.1.66.4",
+    Kind.SR: "1.2.840.10008.5.1.4.1.1.88.34",
+    Kind.SUMMARY: "1.2.840.10008.5.1.4.1.1.7",
+    Kind.OVERLAY: "1.2.840.10008.5.1.4.1.1.7",
+    Kind.MAP: "1.2.840.10008.5.1.4.1.1.30",
+    Kind.KEYS: "1.2.840.10008.5.1.4.1.1.88.59",
+    Kind.GSPS: "1.2.840.10008.5.1.4.1.1.11.1",
+}
+
+
+def storage_classes(kinds: Collection[Kind], seg: str) -> list[str]:
+    """The SOP classes of results of these kinds, for a destination that takes segmentations in the form `seg`."""
+    classes = {_STORAGE[kind] for kind in kinds}
+    if Kind.SEG in kinds and seg == SegForm.LABELMAP:
+        classes = (classes - {_STORAGE[Kind.SEG]}) | {LABELMAP_STORAGE}
+    return sorted(classes)
 
 
 @dataclass(frozen=True)

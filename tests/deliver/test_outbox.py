@@ -16,6 +16,7 @@ from node.archive.records import DeliveryState, JobState, StudyState
 from node.archive.store import Archive
 from node.deliver import outbox
 from node.deliver.dimse import Address
+from node.deliver.peers import Destination
 from node.deliver.service import deliver_due, deliver_until
 from node.demo.pacs import Orthanc, free_port
 from node.errors import NotFound
@@ -67,15 +68,15 @@ def files(shared_data: Path) -> list[Path]:
 def test_what_is_owed_arrives_when_the_peer_comes_back(archive: Archive, files: list[Path], tmp_path: Path) -> None:
     owe(archive, files, "pacs")
     pacs = Orthanc(tmp_path / "pacs")
-    address = Address(pacs.ae_title, "127.0.0.1", pacs.port, "RADNODE")
-    assert deliver_due(archive.database, archive.storage, "pacs", address, threading.Event()) == 0
+    peer = Destination(Address(pacs.ae_title, "127.0.0.1", pacs.port, "RADNODE"))
+    assert deliver_due(archive.database, archive.storage, "pacs", peer, threading.Event()) == 0
     parcels = outbox.list_parcels(archive.database)
     assert {parcel.delivery.state for parcel in parcels} == {DeliveryState.PENDING}
     assert all("no DICOM answer" in parcel.delivery.reason for parcel in parcels)
     assert all(parcel.delivery.not_before > time.time() for parcel in parcels)
     make_due(archive)
     with pacs:
-        assert deliver_due(archive.database, archive.storage, "pacs", address, threading.Event()) == 3
+        assert deliver_due(archive.database, archive.storage, "pacs", peer, threading.Event()) == 3
         assert len(pacs.instances(str(dcmread(files[0]).StudyInstanceUID))) == 3
     assert {parcel.delivery.state for parcel in outbox.list_parcels(archive.database)} == {DeliveryState.DELIVERED}
     assert [line.what for line in archive.events("1.2.3") if "delivered" in line.what] == ["seg delivered to pacs"] * 3
@@ -85,8 +86,8 @@ def test_a_dead_peer_delays_nobody_else(archive: Archive, files: list[Path], ort
     owe(archive, files, "dead", "pacs")
     stop = threading.Event()
     peers = {
-        "dead": Address("DEAD", "127.0.0.1", free_port(), "RADNODE"),
-        "pacs": Address(orthanc.ae_title, "127.0.0.1", orthanc.port, "RADNODE"),
+        "dead": Destination(Address("DEAD", "127.0.0.1", free_port(), "RADNODE")),
+        "pacs": Destination(Address(orthanc.ae_title, "127.0.0.1", orthanc.port, "RADNODE")),
     }
     thread = threading.Thread(target=deliver_until, args=(stop, archive, peers))
     thread.start()
@@ -103,8 +104,8 @@ def test_a_damaged_object_is_given_up_and_the_others_go(archive: Archive, files:
     owe(archive, files, "pacs")
     (archive.storage / "results" / "0.dcm").write_bytes(b"no DICOM")
     (archive.storage / "results" / "1.dcm").unlink()
-    address = Address(orthanc.ae_title, "127.0.0.1", orthanc.port, "RADNODE")
-    assert deliver_due(archive.database, archive.storage, "pacs", address, threading.Event()) == 1
+    peer = Destination(Address(orthanc.ae_title, "127.0.0.1", orthanc.port, "RADNODE"))
+    assert deliver_due(archive.database, archive.storage, "pacs", peer, threading.Event()) == 1
     failed = outbox.list_parcels(archive.database, states=[DeliveryState.FAILED])
     assert {parcel.path for parcel in failed} == {"results/0.dcm", "results/1.dcm"}
     assert all("reprocess" in parcel.delivery.reason for parcel in failed)
