@@ -35,10 +35,11 @@ def test_a_peer_that_does_not_answer_is_an_error() -> None:
         ask_storage(Address("DEAD", "127.0.0.1", free_port(), "RADNODE"), [SEG_STORAGE])
 
 
-def test_the_delivering_process_asks_and_the_worker_knows(archive: Archive, orthanc: Orthanc, tmp_path: Path) -> None:
+def test_the_delivering_process_asks_and_the_worker_knows(archive: Archive, tmp_path: Path) -> None:
     asks = (LABELMAP_STORAGE,)
     stop = threading.Event()
-    with storescp(tmp_path) as older:
+    orthanc = Orthanc(tmp_path / "orthanc", options={"UnknownSopClassAccepted": True})
+    with storescp(tmp_path) as older, orthanc:
         peers = {
             "older": Destination(older, asks=asks),
             "newer": Destination(Address(orthanc.ae_title, "127.0.0.1", orthanc.port, "RADNODE"), asks=asks),
