@@ -8,14 +8,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from io import BufferedWriter, RawIOBase
 from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from typing_extensions import Buffer
 
 from node import __version__
 from node.archive.database import Database
+from node.archive.files import SpoolFile
 from node.archive.peer_storage import does_accept
 from node.archive.records import Job, JobState, StoredResult
 from node.archive.store import Archive
@@ -34,6 +37,7 @@ from node.report.subject import Origin
 
 _log = logging.getLogger(__name__)
 
+_PIECE_BYTES = 1 << 20
 _STATES = {JobState.REFUSED: NoResult.NOT_APPLICABLE}
 
 
@@ -134,12 +138,31 @@ def withdraw_replaced(archive: Archive, config: Config, job: Job) -> None:
 
 def _keep(archive: Archive, job: Job, result: Result, peers: Sequence[str]) -> NewResult:
     relative = Path("results") / job.key[:2] / job.key / f"{result.name}.dcm"
-    encoded = result.encode()
     with archive.spool_file() as spooled:
-        spooled.write(encoded)
+        with BufferedWriter(_Spooled(spooled), _PIECE_BYTES) as file:
+            result.write(file)
         spooled.keep(archive.storage / relative)
     uids = result.sop_instance_uid, result.sop_class_uid
-    return NewResult(result.name, *uids, relative.as_posix(), len(encoded), tuple(peers))
+    return NewResult(result.name, *uids, relative.as_posix(), spooled.size, tuple(peers))
+
+
+class _Spooled(RawIOBase):
+    """A file in the spool as Python's open files are, to write to only."""
+
+    def __init__(self, file: SpoolFile):
+        super().__init__()
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Buffer, /) -> int:
+        view = memoryview(data)
+        self._file.write(view)
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self._file.size
 
 
 def _read(archive: Archive, result: StoredResult) -> Dataset | None:

@@ -161,13 +161,13 @@ class Archive:
 
 
 def _is_owed(connection: Connection, study_id: int) -> bool:
-    jobs = select(func.count()).where(
-        schema.jobs.c.study_id == study_id, schema.jobs.c.state.in_([JobState.QUEUED, JobState.RUNNING])
-    )
+    is_open = schema.jobs.c.state.in_([JobState.QUEUED, JobState.RUNNING]) | schema.jobs.c.untold
+    jobs = select(func.count()).where(schema.jobs.c.study_id == study_id, is_open)
+    settled = [DeliveryState.DELIVERED, DeliveryState.WITHDRAWN]
     deliveries = (
         select(func.count())
         .select_from(schema.deliveries.join(schema.results).join(schema.jobs))
-        .where(schema.jobs.c.study_id == study_id, schema.deliveries.c.state != DeliveryState.DELIVERED)
+        .where(schema.jobs.c.study_id == study_id, schema.deliveries.c.state.not_in(settled))
     )
     return bool(connection.scalar(jobs)) or bool(connection.scalar(deliveries))
 

@@ -16,7 +16,6 @@ from node.deliver import outbox
 from node.queue.jobs import cancel_job as cancel
 from node.queue.jobs import list_jobs as jobs_of
 from node.queue.jobs import requeue_job
-from node.queue.withdrawal import REJECTION
 
 ACTOR = "command line"
 
@@ -127,12 +126,7 @@ def describe_study(archive: Archive, study: Study) -> tuple[str, str]:
             )
     if any(job.untold for job in jobs):
         return "delivering", "; ".join(f"{job.model}: {job.reason}" for job in jobs if job.untold)
-    withdrawn = {job.id for job in jobs if job.state is JobState.WITHDRAWN}
-    parcels = [
-        parcel
-        for parcel in outbox.list_parcels(archive.database, study_id=study.id)
-        if parcel.kind == REJECTION or parcel.job_id not in withdrawn
-    ]
+    parcels = outbox.list_parcels(archive.database, study_id=study.id)
     for state, name in ((DeliveryState.FAILED, "not delivered"), (DeliveryState.PENDING, "delivering")):
         owed = [parcel for parcel in parcels if parcel.delivery.state is state]
         if owed:

@@ -66,8 +66,8 @@ def withdraw(database: Database, job: Job, note: NewResult, actor: str, why: str
         mine = select(schema.results.c.id).where(schema.results.c.job_id == job.id)
         connection.execute(
             update(schema.deliveries)
-            .where(deliveries.result_id.in_(mine), deliveries.state == DeliveryState.PENDING)
-            .values(state=DeliveryState.FAILED, reason="withdrawn before it was sent")
+            .where(deliveries.result_id.in_(mine), deliveries.state != DeliveryState.DELIVERED)
+            .values(state=DeliveryState.WITHDRAWN)
         )
         put_results(connection, job.id, [note], now)
         connection.execute(

@@ -1,4 +1,4 @@
-"""What a peer takes is asked of real ones: DCMTK's storescp knows no label map class, Orthanc may be told to take any."""
+"""What a peer takes is asked of real ones: DCMTK's storescp knows no label maps, Orthanc can take any class."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ def test_withdrawn_results_are_announced_to_those_who_have_them(
     assert latest(archive).state is JobState.WITHDRAWN
     assert {parcel.kind for peer in peers for parcel in due_parcels(archive.database, peer)} == {REJECTION}
     assert {parcel.delivery.state for parcel in list_parcels(archive.database) if parcel.kind != REJECTION} == {
-        DeliveryState.FAILED
+        DeliveryState.WITHDRAWN
     }
     with pytest.raises(NotAllowed, match="withdrawn before"):
         results_to_withdraw(archive.database, job.id)
