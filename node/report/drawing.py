@@ -33,7 +33,7 @@ def draw_panel(panel: Panel, caption: str, colors: Mapping[int, RGB], side: int)
     corner = ((side - size[0]) // 2, (side - size[1]) // 2)
     canvas.paste(shown, corner)
     pixels = (size[1] / panel.pixels.shape[0], size[0] / panel.pixels.shape[1])
-    draw_marks(canvas, panel.marks, colors, corner=corner[::-1], scale=pixels)
+    draw_marks(canvas, panel.marks, colors, corner=(corner[1], corner[0]), scale=pixels)
     draw = ImageDraw.Draw(canvas)
     bold = load_font(17, bold=True)
     for place, text, anchor in (((7, side // 2), panel.edges[0], "lm"), ((side // 2, 6), panel.edges[1], "mt")):

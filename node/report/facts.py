@@ -49,6 +49,13 @@ def describe_source(origin: Origin, source: Volume | Image, words: Words) -> lis
     ]
 
 
+def describe_study(origin: Origin, words: Words) -> list[tuple[str, str]]:
+    """Name and value of each fact about a study of which there is no result."""
+    header = origin.sources[0]
+    facts = [(words.study, _text(header, "StudyDescription")), (words.acquisition, _when(header))]
+    return [*(fact for fact in facts if fact[1]), (words.analysis, when_made(origin))]
+
+
 def list_series(origin: Origin, words: Words) -> list[str]:
     """A line for each series among the images that were looked at, the largest first."""
     series: dict[str, list[Dataset]] = {}
@@ -56,15 +63,17 @@ def list_series(origin: Origin, words: Words) -> list[str]:
         series.setdefault(str(header.get("SeriesInstanceUID")), []).append(header)
     lines = []
     for headers in sorted(series.values(), key=lambda headers: -len(headers)):
-        count, modality = len(headers), str(headers[0].get("Modality") or "")
-        lines.append(f"{describe_series(headers[0])}:  {modality}, {words.images} {count}")
+        count = sum(int((numbers(header, "NumberOfFrames", 1) or [1])[0]) for header in headers)
+        lines.append(
+            f"{describe_series(headers[0])},  {_text(headers[0], 'Modality')},  {words.counted.format(count=count)}"
+        )
     return lines
 
 
 def describe_series(header: Dataset) -> str:
     """Number and description of a series, as viewers list it; of one without either the end of its UID."""
     known = [_text(header, keyword) for keyword in ("SeriesNumber", "SeriesDescription")]
-    return "  ".join(part for part in known if part) or f"...{str(header.get('SeriesInstanceUID'))[-14:]}"
+    return ": ".join(part for part in known if part) or f"...{str(header.get('SeriesInstanceUID'))[-14:]}"
 
 
 def when_made(origin: Origin) -> str:

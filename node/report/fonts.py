@@ -6,11 +6,13 @@ libraries of the machine, and the same page would differ between two of them.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from functools import cache
 from importlib.resources import files
+from io import BytesIO
 
-from PIL import ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont
 _MISSING = "\uffff"  # a noncharacter: no font has a glyph for it
@@ -20,22 +22,26 @@ _MISSING = "\uffff"  # a noncharacter: no font has a glyph for it
 def load_font(size: int, *, bold: bool = False) -> Font:
     """The font in pixels."""
     name = "Roboto-Bold.ttf" if bold else "Roboto-Regular.ttf"
-    with (files("node.report") / "fonts" / name).open("rb") as stream:
-        return ImageFont.truetype(stream, size, layout_engine=ImageFont.Layout.BASIC)
+    stream = BytesIO((files("node.report") / "fonts" / name).read_bytes())
+    return ImageFont.truetype(stream, size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def printable(text: str) -> str:
     """The text on one line with a question mark for every character that the font has no glyph for."""
-    composed = unicodedata.normalize("NFC", " ".join(text.split()))
+    composed = unicodedata.normalize("NFC", re.sub(r"\s", " ", text.strip()))
     return "".join(each if has_glyph(each) else "?" for each in composed)
 
 
 @cache
 def has_glyph(character: str) -> bool:
     """Whether the font can draw a character."""
-    font = load_font(16)
-    drawn, missing = font.getmask(character), font.getmask(_MISSING)
-    return character == " " or (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
+    return character == " " or _draw(character) != _draw(_MISSING)
+
+
+def _draw(character: str) -> bytes:
+    picture = Image.new("L", (32, 32))
+    ImageDraw.Draw(picture).text((4, 4), character, fill=255, font=load_font(16))
+    return picture.tobytes()
 
 
 def shorten(text: str, font: Font, width: float) -> str:

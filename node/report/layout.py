@@ -15,14 +15,14 @@ from node.dicom.volume import Volume
 from node.infer.results import Boxes, Landmarks, Scores
 from node.report.colors import RGB, finding_colors, to_rgb
 from node.report.drawing import TEXT, draw_panel
-from node.report.facts import describe_source, image_numbers, list_series, when_made
+from node.report.facts import describe_source, describe_study, image_numbers, list_series
 from node.report.findings import Findings
 from node.report.fonts import load_font, printable, shorten, wrap
 from node.report.negative import NoResult
 from node.report.page import Panel
 from node.report.subject import Origin, Subject
 from node.report.table import FAINT, Table
-from node.report.words import CATALOGUE, Words, show_number
+from node.report.words import CATALOGUE, Words
 
 WIDTH, HEIGHT = 1280, 1024  # pixels
 PANEL = 303
@@ -82,25 +82,26 @@ def render_page(findings: Findings) -> Image.Image:
 
 
 def render_negative_page(origin: Origin, state: NoResult, sentence: str) -> Image.Image:
-    """The page of a run that gave no result, RGB: what was looked at, why there is none, and that this is not normal."""
+    """The page of a run that gave no result, RGB: what was looked at, why there is none, and what that means."""
     words = CATALOGUE[origin.house.language]
     page = Image.new("RGB", (WIDTH, HEIGHT), BACKGROUND)
-    _draw_head(page, origin, [(words.analysis, when_made(origin))])
+    _draw_head(page, origin, describe_study(origin, words))
     draw = ImageDraw.Draw(page)
-    box = (MARGIN, HEAD, WIDTH - MARGIN, HEAD + 250)
-    draw.rectangle(box, outline=WARNING, width=4)
     state_word = {NoResult.NOT_APPLICABLE: words.not_applicable, NoResult.FAILED: words.failed}[state]
     left, room = MARGIN + 32, WIDTH - 2 * MARGIN - 64
-    draw.text((left, HEAD + 24), f"{words.no_result}: {state_word}", fill=WARNING, font=load_font(44, bold=True))
-    y = HEAD + 92
-    for text in wrap(f"{words.reason}: {sentence}", load_font(24), room, 3):
+    status = f"{words.no_result}{words.colon} {state_word}"
+    draw.text((left, HEAD + 24), status, fill=WARNING, font=load_font(44, bold=True))
+    y = HEAD + 96
+    for text in wrap(f"{words.reason}{words.colon} {sentence}", load_font(24), room, 4):
         draw.text((left, y), text, fill=TEXT, font=load_font(24))
         y += 32
-    y = HEAD + 196
+    y += 16
     for text in wrap(words.not_normal, load_font(20, bold=True), room, 2):
         draw.text((left, y), text, fill=WARNING, font=load_font(20, bold=True))
-        y += 26
-    y = box[3] + 30
+        y += 27
+    y += 20
+    draw.rectangle((MARGIN, HEAD, WIDTH - MARGIN, y), outline=WARNING, width=4)
+    y += 26
     findings = {**origin.manifest.segments, **origin.manifest.classes}
     names = ", ".join(finding.name for _, finding in sorted(findings.items()))
     series = list_series(origin, words)
@@ -140,16 +141,19 @@ def _draw_head(page: Image.Image, origin: Origin, facts: Sequence[tuple[str, str
     title = shorten(origin.manifest.title, load_font(30, bold=True), left - 2 * MARGIN)
     draw.text((MARGIN, BANNER + 44), title, fill=TEXT, font=load_font(30, bold=True), anchor="ls")
     words = CATALOGUE[origin.house.language]
-    model = shorten(f"{words.model}: {origin.model_name} {origin.model_version}", load_font(19), left - 2 * MARGIN)
-    draw.text((MARGIN, BANNER + 74), model, fill=TEXT, font=load_font(19), anchor="ls")
+    label = f"{words.model}{words.colon} "
+    draw.text((MARGIN, BANNER + 74), label, fill=FAINT, font=load_font(19), anchor="ls")
+    indent = load_font(19).getlength(label)
+    model = shorten(f"{origin.model_name} {origin.model_version}", load_font(19), left - 2 * MARGIN - indent)
+    draw.text((MARGIN + indent, BANNER + 74), model, fill=TEXT, font=load_font(19), anchor="ls")
     made_by = f"SHA-256 {origin.model_digest[:16]}   radnode {origin.node_version}"
     draw.text((MARGIN, BANNER + 97), made_by, fill=FAINT, font=load_font(15), anchor="ls")
     for number, (name, value) in enumerate(facts):
         y = BANNER + 31 + 23 * number
         draw.text((left, y), name, fill=FAINT, font=load_font(16), anchor="ls")
         start = left + names + 18
-        value = shorten(value, load_font(17), WIDTH - MARGIN - start)
-        draw.text((start, y), value, fill=TEXT, font=load_font(17), anchor="ls")
+        shown = shorten(value, load_font(17), WIDTH - MARGIN - start)
+        draw.text((start, y), shown, fill=TEXT, font=load_font(17), anchor="ls")
 
 
 def _draw_notice(page: Image.Image, words: Words) -> None:
@@ -174,9 +178,9 @@ def _remarks(subject: Subject, words: Words) -> list[str]:
         case _:
             counts = False
     if counts:
-        lines.append(words.threshold.format(percent=show_number(100 * subject.manifest.score_min, "%")))
+        lines.append(words.threshold.format(percent=f"{100 * subject.manifest.score_min:g}"))
     if remarks := subject.prediction.remarks:
-        text = f"{words.remarks}: {'; '.join(remarks)}"
+        text = f"{words.remarks}{words.colon} {'; '.join(remarks)}"
         lines += wrap(text, load_font(16), WIDTH - 2 * MARGIN, 3)
     return lines
 
@@ -198,5 +202,5 @@ def _caption(panel: Panel, subject: Subject, words: Words, numbers: dict[str, in
         if isinstance(subject.source, Volume) and number is not None:
             said += f" ({words.image} {number})"
     if caption.said:
-        said += f": {caption.said}"
+        said += f"{words.colon} {caption.said}"
     return said + (f", {words.enlarged}" if caption.enlarged else "")

@@ -133,7 +133,9 @@ class ScoreFindings:
                 continue
             cells = () if frames == 1 else (Cell(words.frames, f"{holding} / {frames}"),)
             held = holding > 0
-            lines.append(Line(label, finding.name, cells, part=max(scores), strong=held, found=held, weight=max(scores)))
+            lines.append(
+                Line(label, finding.name, cells, part=max(scores), strong=held, found=held, weight=max(scores))
+            )
         return lines
 
 

@@ -24,7 +24,7 @@ _SWATCH = 28
 _GAP = 26  # between columns
 _BLOCK_GAP = 44
 _BAR, _PERCENT = 150, 72
-_NAME = 330  # the widest name
+_NAME, _SHORTEST = 330, 150  # the widest name, and how far it gives way
 _NOTES = 3  # lines for all that was not found, where it has no lines of its own
 
 
@@ -43,7 +43,7 @@ class Table:
 
     def __init__(self, lines: Sequence[Line], words: Words, width: int):
         self._lines, self._words, self._width = list(lines), words, width
-        self._block = _measure(self._lines, words)
+        self._block, self._further = _measure(self._lines, words, width)
         self._blocks = max(1, int((width + _BLOCK_GAP) // (self._block.width + _BLOCK_GAP)))
 
     @property
@@ -73,8 +73,9 @@ class Table:
 
     def _choose(self, height: int) -> tuple[list[Line], list[str]]:
         """The lines that have room, and what is said of the others below them."""
-        if self.height(self.count) <= height:
-            return self._lines, []
+        further = [printable(self._words.further)] if self._further else []
+        if self.height(self.count) + 24 * len(further) <= height:
+            return self._lines, further
         noted: dict[str, list[str]] = {}
         for line in self._lines:
             if line.note:
@@ -82,8 +83,11 @@ class Table:
         foot = [
             text
             for note, names in noted.items()
-            for text in wrap(f"{note} ({len(names)}): {', '.join(names)}", load_font(16), self._width, _NOTES)
+            for text in wrap(
+                f"{note} ({len(names)}){self._words.colon} {', '.join(names)}", load_font(16), self._width, _NOTES
+            )
         ]
+        foot += further
         others = [line for line in self._lines if not line.note]
         room = self._blocks * max(1, (height - _HEAD - 24 * len(foot)) // ROW)
         if len(others) <= room:
@@ -126,7 +130,8 @@ class Table:
                 draw.text((start, base), shorten(line.note, usual, room), fill=FAINT, font=usual, anchor="ls")
                 continue
             for cell in line.cells:
-                draw.text((left + block.cells[cell.head], base), cell.text, fill=tone, font=font, anchor="rs")
+                if cell.head in block.cells:
+                    draw.text((left + block.cells[cell.head], base), cell.text, fill=tone, font=font, anchor="rs")
             if line.part is not None and block.bar is not None:
                 x = left + block.bar
                 draw.rectangle((x, y + 6, x + _BAR, y + 19), fill=_TROUGH)
@@ -136,25 +141,27 @@ class Table:
                 draw.text((x + _BAR + _PERCENT, base), percent, fill=tone, font=font, anchor="rs")
 
 
-def _measure(lines: Sequence[Line], words: Words) -> _Block:
+def _measure(lines: Sequence[Line], words: Words, most: int) -> tuple[_Block, bool]:
+    """The columns that `lines` need in `most` pixels, and whether some of their numbers have no room."""
     small, bold = load_font(15), load_font(18, bold=True)
-    names = [words.finding, *(line.text for line in lines)]
-    name = min(_NAME, max(bold.getlength(printable(text)) for text in names))
-    cells: dict[str, float] = {}
+    widths: dict[str, float] = {}
     for line in lines:
         for cell in line.cells:
-            cells[cell.head] = max(
-                cells.get(cell.head, small.getlength(printable(cell.head))), bold.getlength(cell.text)
-            )
-    edge = _SWATCH + name
-    for head, width in cells.items():
+            before = widths.get(cell.head, small.getlength(printable(cell.head)))
+            widths[cell.head] = max(before, bold.getlength(cell.text))
+    bars = _GAP + _BAR + _PERCENT if any(line.part is not None for line in lines) else 0
+    name = min(_NAME, max(bold.getlength(printable(text)) for text in [words.finding, *(line.text for line in lines)]))
+    # Names give way to numbers, down to what is still a name.
+    room = most - _SWATCH - bars
+    name = max(min(name, room - sum(width + _GAP for width in widths.values())), min(name, _SHORTEST))
+    edge, cells = _SWATCH + name, {}
+    for head, width in widths.items():
+        if edge + _GAP + width > most - bars:
+            break
         edge += _GAP + width
         cells[head] = edge
-    bar = None
-    if any(line.part is not None for line in lines):
-        bar = edge + _GAP
-        edge = bar + _BAR + _PERCENT
-    notes = max((bold.getlength(printable(line.note)) for line in lines), default=0)
-    if notes:
+    bar = edge + _GAP if bars else None
+    edge += bars
+    if notes := max((bold.getlength(printable(line.note)) for line in lines), default=0):
         edge = max(edge, _SWATCH + name + _GAP + notes)
-    return _Block(name, cells, bar, edge)
+    return _Block(name, cells, bar, edge), len(cells) < len(widths)

@@ -18,7 +18,9 @@ class Words:
     """The fixed texts of one language; `{...}` stands for what is filled in."""
 
     # What was done
+    colon: str  # as it follows a word
     model: str
+    study: str
     series: str
     images: str
     acquisition: str
@@ -29,6 +31,8 @@ class Words:
     remarks: str
     threshold: str  # {percent}
     more: str  # {count}
+    further: str  # measurements that have no room
+    counted: str  # {count} images
     shown: str  # {shown} of {count}, of slices
 
     # What is shown
@@ -89,7 +93,9 @@ _KEYWORDS = {field.name for field in fields(Words)}
 
 CATALOGUE: dict[Language, Words] = {
     "en": Words(
+        colon=":",
         model="Model",
+        study="Study",
         series="Series",
         images="Images",
         acquisition="Acquired",
@@ -100,6 +106,8 @@ CATALOGUE: dict[Language, Words] = {
         remarks="Remarks of the run",
         threshold="Threshold of certainty: {percent} %",
         more="and {count} more in the structured report",
+        further="further measurements in the structured report",
+        counted="{count} images",
         shown="{shown} of {count} slices with findings",
         slice="slice",
         slices="slices",
@@ -137,7 +145,9 @@ CATALOGUE: dict[Language, Words] = {
         row="row",
     ),
     "de": Words(
+        colon=":",
         model="Modell",
+        study="Untersuchung",
         series="Serie",
         images="Bilder",
         acquisition="Aufnahme",
@@ -148,6 +158,8 @@ CATALOGUE: dict[Language, Words] = {
         remarks="Hinweise zum Lauf",
         threshold="Schwelle der Sicherheit: {percent} %",
         more="und {count} weitere im strukturierten Bericht",
+        further="weitere Messwerte im strukturierten Bericht",
+        counted="{count} Bilder",
         shown="{shown} von {count} Schichten mit Befunden",
         slice="Schicht",
         slices="Schichten",
@@ -187,7 +199,9 @@ CATALOGUE: dict[Language, Words] = {
         row="Zeile",
     ),
     "es": Words(
+        colon=":",
         model="Modelo",
+        study="Estudio",
         series="Serie",
         images="Imágenes",
         acquisition="Adquisición",
@@ -198,6 +212,8 @@ CATALOGUE: dict[Language, Words] = {
         remarks="Observaciones de la ejecución",
         threshold="Umbral de certeza: {percent} %",
         more="y {count} más en el informe estructurado",
+        further="más mediciones en el informe estructurado",
+        counted="{count} imágenes",
         shown="{shown} de {count} cortes con hallazgos",
         slice="corte",
         slices="cortes",
@@ -236,7 +252,9 @@ CATALOGUE: dict[Language, Words] = {
         row="fila",
     ),
     "fr": Words(
+        colon=" :",
         model="Modèle",
+        study="Examen",
         series="Série",
         images="Images",
         acquisition="Acquisition",
@@ -247,6 +265,8 @@ CATALOGUE: dict[Language, Words] = {
         remarks="Remarques sur l'exécution",
         threshold="Seuil de certitude : {percent} %",
         more="et {count} de plus dans le rapport structuré",
+        further="autres mesures dans le rapport structuré",
+        counted="{count} images",
         shown="{shown} coupes sur {count} avec résultats",
         slice="coupe",
         slices="coupes",
@@ -285,7 +305,9 @@ CATALOGUE: dict[Language, Words] = {
         row="ligne",
     ),
     "it": Words(
+        colon=":",
         model="Modello",
+        study="Esame",
         series="Serie",
         images="Immagini",
         acquisition="Acquisizione",
@@ -296,6 +318,8 @@ CATALOGUE: dict[Language, Words] = {
         remarks="Note sull'esecuzione",
         threshold="Soglia di certezza: {percent} %",
         more="e altri {count} nel report strutturato",
+        further="altre misure nel report strutturato",
+        counted="{count} immagini",
         shown="{shown} strati su {count} con reperti",
         slice="strato",
         slices="strati",
@@ -334,7 +358,9 @@ CATALOGUE: dict[Language, Words] = {
         row="riga",
     ),
     "nl": Words(
+        colon=":",
         model="Model",
+        study="Onderzoek",
         series="Serie",
         images="Beelden",
         acquisition="Opname",
@@ -345,6 +371,8 @@ CATALOGUE: dict[Language, Words] = {
         remarks="Opmerkingen bij de uitvoering",
         threshold="Zekerheidsdrempel: {percent} %",
         more="en nog {count} in het gestructureerde verslag",
+        further="verdere metingen in het gestructureerde verslag",
+        counted="{count} beelden",
         shown="{shown} van {count} coupes met bevindingen",
         slice="coupe",
         slices="coupes",
