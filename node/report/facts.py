@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -11,7 +12,7 @@ from node.dicom.candidates import numbers
 from node.dicom.frames import flatten_first_frame
 from node.dicom.volume import Image, Volume
 from node.report.seg import stamp
-from node.report.subject import Origin
+from node.report.subject import Origin, Subject
 from node.report.words import Words
 
 _TAKEN = (
@@ -90,6 +91,15 @@ def image_numbers(origin: Origin) -> dict[str, int]:
         if (number := numbers(header, "InstanceNumber", 1)) and "NumberOfFrames" not in header:
             found[str(header.SOPInstanceUID)] = int(number[0])
     return found
+
+
+def name_slice(subject: Subject, index: int, words: Words, numbers: Mapping[str, int]) -> str:
+    """A slice or frame by its place in the array, as the report counts them, and of a slice also the number that
+    viewers show the image under (of `image_numbers`)."""
+    if not isinstance(subject.source, Volume):
+        return f"{words.frame} {index + 1}"
+    number = numbers.get(subject.source_slices[index].sop_instance_uid)
+    return f"{words.slice} {index + 1}" + ("" if number is None else f" ({words.image} {number})")
 
 
 def _when(header: Dataset) -> str:

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from node.dicom.volume import Volume
 from node.infer.results import Boxes, Landmarks, Scores
 from node.report.colors import RGB, finding_colors, to_rgb
 from node.report.drawing import TEXT, draw_panel
-from node.report.facts import describe_source, describe_study, image_numbers, list_series
+from node.report.facts import describe_source, describe_study, image_numbers, list_series, name_slice
 from node.report.findings import Findings
 from node.report.fonts import load_font, printable, shorten, wrap
 from node.report.negative import NoResult
@@ -197,10 +196,7 @@ def _caption(panel: Panel, subject: Subject, words: Words, numbers: dict[str, in
         return ""
     said = getattr(words, caption.what)
     if caption.index is not None:
-        said += f" {caption.index + 1}"
-        number = numbers.get(subject.source_slices[caption.index].sop_instance_uid)
-        if isinstance(subject.source, Volume) and number is not None:
-            said += f" ({words.image} {number})"
+        said = name_slice(subject, caption.index, words, numbers)
     if caption.said:
         said += f"{words.colon} {caption.said}"
     return said + (f", {words.enlarged}" if caption.enlarged else "")
