@@ -22,6 +22,8 @@ _TAKEN = (
     ("SeriesDate", "SeriesTime"),
     ("StudyDate", "StudyTime"),
 )
+_IDENTITY = ("PatientName", "PatientID", "OtherPatientIDs", "PatientBirthDate", "PatientBirthName", "AccessionNumber")
+_NAME_LEAST = 3  # letters of what is taken for a part of a name: initials stand in too many words
 
 
 def describe_source(origin: Origin, source: Volume | Image, words: Words) -> list[tuple[str, str]]:
@@ -53,7 +55,10 @@ def describe_source(origin: Origin, source: Volume | Image, words: Words) -> lis
 def describe_study(origin: Origin, words: Words) -> list[tuple[str, str]]:
     """Name and value of each fact about a study of which there is no result."""
     header = origin.sources[0]
-    facts = [(words.study, _text(header, "StudyDescription")), (words.acquisition, _when(header))]
+    facts = [
+        (words.study, _without_patient(header, _text(header, "StudyDescription"))),
+        (words.acquisition, _when(header)),
+    ]
     return [*(fact for fact in facts if fact[1]), (words.analysis, when_made(origin))]
 
 
@@ -73,7 +78,7 @@ def list_series(origin: Origin, words: Words) -> list[str]:
 
 def describe_series(header: Dataset) -> str:
     """Number and description of a series, as viewers list it; of one without either the end of its UID."""
-    known = [_text(header, keyword) for keyword in ("SeriesNumber", "SeriesDescription")]
+    known = [_text(header, "SeriesNumber"), _without_patient(header, _text(header, "SeriesDescription"))]
     return ": ".join(part for part in known if part) or f"...{str(header.get('SeriesInstanceUID'))[-14:]}"
 
 
@@ -114,6 +119,16 @@ def _when(header: Dataset) -> str:
 def _show_date(date: str, time: str) -> str:
     shown = f"{date[:4]}-{date[4:6]}-{date[6:8]}"
     return f"{shown} {time[:2]}:{time[2:4]}" if len(time) >= 4 else shown
+
+
+def _without_patient(header: Dataset, text: str) -> str:
+    """A description without the patient's name, ID and birth date, which people put into descriptions at times."""
+    for keyword in _IDENTITY:
+        value = _text(header, keyword)
+        for part in {value, *re.split(r"[\^=\s]+", value)}:
+            if len(part) >= _NAME_LEAST:
+                text = re.sub(rf"(?<![^\W_]){re.escape(part)}(?![^\W_])", "...", text, flags=re.IGNORECASE)
+    return text
 
 
 def _text(header: Dataset, keyword: str) -> str:
