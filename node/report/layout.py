@@ -120,15 +120,15 @@ def draw_banner(page: Image.Image, banner: str, height: int) -> None:
     """The site's banner over the whole width of a picture, as large as it fits on one line or on two."""
     draw = ImageDraw.Draw(page)
     draw.rectangle((0, 0, page.width, height - 1), fill=WARNING)
-    text, room = printable(banner), page.width - 16
-    size = round(height * 0.55)
-    while size > 11 and load_font(size, bold=True).getlength(text) > room:
-        size -= 1
-    font = load_font(size, bold=True)
-    lines = [text] if font.getlength(text) <= room else wrap(text, font, room, 2)
-    step = height / (len(lines) + 1) if len(lines) > 1 else height / 2
-    for number, line in enumerate(lines, 1):
-        draw.text((page.width / 2, step * number), line, fill=DARK, font=font, anchor="mm")
+    words, room = printable(banner).split(), page.width - 16
+    for size in range(round(height * 0.55), 8, -1):
+        font = load_font(size, bold=True)
+        lines = wrap(banner, font, room, 1 if size > height / 3 else 2)
+        if " ".join(lines).split() == words:
+            break
+    for number, line in enumerate(lines):
+        middle = height * (2 * number + 1) / (2 * len(lines))
+        draw.text((page.width / 2, middle), line, fill=DARK, font=font, anchor="mm")
 
 
 def _draw_head(page: Image.Image, origin: Origin, facts: Sequence[tuple[str, str]]) -> None:

@@ -57,6 +57,7 @@ class Table:
 
     def draw(self, page: Image.Image, place: tuple[int, int], height: int, colors: Mapping[int, RGB]) -> int:
         """Draw it at a place of the page in at most so many pixels; returns how many it took."""
+        self._halve(height)
         lines, foot = self._choose(height)
         room = max(1, (height - _HEAD - 24 * len(foot)) // ROW)
         blocks = max(1, min(self._blocks, -(-len(lines) // room)))
@@ -70,6 +71,14 @@ class Table:
         for number, text in enumerate(foot):
             draw.text((place[0], below + 24 * number), text, fill=FAINT, font=load_font(16))
         return _HEAD + ROW * rows + 24 * len(foot)
+
+    def _halve(self, height: int) -> None:
+        """Two blocks of fewer numbers where one block of all of them has no room for every line."""
+        if self._blocks > 1 or self.height(self.count) <= height:
+            return
+        block, further = _measure(self._lines, self._words, (self._width - _BLOCK_GAP) // 2)
+        if block.cells and 2 * block.width + _BLOCK_GAP <= self._width:
+            self._block, self._further, self._blocks = block, further, 2
 
     def _choose(self, height: int) -> tuple[list[Line], list[str]]:
         """The lines that have room, and what is said of the others below them."""

@@ -19,6 +19,7 @@ from node.report.layout import GAP, HEAD, LARGE, MARGIN, PANEL, WIDTH
 from node.report.preview import render_preview
 from node.report.sections import show_section
 from node.report.subject import Subject
+from tests.report.pictures import recorded
 from tests.report.predictions import (
     DENSITY,
     DETECTION,
@@ -29,7 +30,6 @@ from tests.report.predictions import (
     mark_head,
     read_planar,
 )
-from tests.report.pictures import recorded
 
 
 def panel_of(page: Picture.Image, number: int, *, size: int = PANEL, columns: int = 4) -> np.ndarray:
