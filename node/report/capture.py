@@ -47,7 +47,7 @@ def capture(
     header = complete_header(origin.sources[0])
     model = f"{origin.model_name} {origin.model_version}"[:64]
     with quietly():
-        image = SCImage.from_ref_dataset(
+        image: Dataset = SCImage.from_ref_dataset(
             header,
             pixel_array=np.asarray(picture.convert("RGB")),
             photometric_interpretation="RGB",

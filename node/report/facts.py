@@ -70,9 +70,8 @@ def list_series(origin: Origin, words: Words) -> list[str]:
     lines = []
     for headers in sorted(series.values(), key=lambda headers: -len(headers)):
         count = sum(int((numbers(header, "NumberOfFrames", 1) or [1])[0]) for header in headers)
-        lines.append(
-            f"{describe_series(headers[0])},  {_text(headers[0], 'Modality')},  {words.counted.format(count=count)}"
-        )
+        counted = f"1 {words.image}" if count == 1 else words.counted.format(count=count)
+        lines.append(f"{describe_series(headers[0])},  {_text(headers[0], 'Modality')},  {counted}")
     return lines
 
 

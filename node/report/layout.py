@@ -50,7 +50,7 @@ def render_page(findings: Findings) -> Image.Image:
     page = Image.new("RGB", (WIDTH, HEIGHT), BACKGROUND)
     _draw_head(page, subject, describe_source(subject, subject.source, words))
     top = HEAD
-    if not any(line.found for line in lines):
+    if all(line.found is False for line in lines):
         _draw_notice(page, words)
         top += NOTICE + 12
     remarks = _remarks(subject, words)
@@ -120,12 +120,13 @@ def draw_banner(page: Image.Image, banner: str, height: int) -> None:
     """The site's banner over the whole width of a picture, as large as it fits on one line or on two."""
     draw = ImageDraw.Draw(page)
     draw.rectangle((0, 0, page.width, height - 1), fill=WARNING)
-    words, room = printable(banner).split(), page.width - 16
-    for size in range(round(height * 0.55), 8, -1):
+    words, room, size = printable(banner).split(), page.width - 16, round(height * 0.55)
+    while True:
         font = load_font(size, bold=True)
         lines = wrap(banner, font, room, 1 if size > height / 3 else 2)
-        if " ".join(lines).split() == words:
+        if size <= 9 or " ".join(lines).split() == words:
             break
+        size -= 1
     for number, line in enumerate(lines):
         middle = height * (2 * number + 1) / (2 * len(lines))
         draw.text((page.width / 2, middle), line, fill=DARK, font=font, anchor="mm")

@@ -56,8 +56,8 @@ class Line:
     label: int  # whose colour stands before it
     text: str
     cells: tuple[Cell, ...] = ()
-    note: str = ""  # in place of numbers, such as that nothing was found
+    note: str = ""  # in place of numbers, such as that nothing was found; it stays where there is no room for all lines
     part: float | None = None  # 0 to 1, drawn as a bar
     strong: bool = False  # what the model decided for
-    found: bool = True  # whether anything was found; what was not stays where there is no room for all lines
+    found: bool | None = True  # whether it was found; None where the model says nothing of it
     weight: float = 0.0  # where there is no room for all, the heavier stay

@@ -129,7 +129,7 @@ class ScoreFindings:
             scores = [measured.score for measured in mine if measured.score is not None]
             holding = sum(measured.holds for measured in mine)
             if not scores:
-                lines.append(Line(label, finding.name, note=words.no_score, found=False))
+                lines.append(Line(label, finding.name, note=words.no_score, found=None))
                 continue
             cells = () if frames == 1 else (Cell(words.frames, f"{holding} / {frames}"),)
             held = holding > 0

@@ -106,7 +106,7 @@ class SegmentFindings:
                 for row in measured.rows()
             )
             if measured.voxels:
-                lines.append(Line(measured.number, measured.name, cells, weight=measured.volume_ml))
+                lines.append(Line(measured.number, measured.name, cells, weight=measured.voxels))
             else:
                 lines.append(Line(measured.number, measured.name, note=words.not_found, found=False))
         return lines

@@ -70,6 +70,10 @@ class Words:
     maximum: str
     median: str
     percentile: str
+    mesh_volume: str
+    surface_area: str
+    area: str
+    maximum_3d_diameter: str
     longest_diameter: str
     perpendicular_diameter: str
     certainty: str
@@ -82,7 +86,7 @@ class Words:
         "percentile 10"; a name without a word stays as it is.
         """
         plain = re.sub(r" \d+$", "", name)
-        keyword = plain.replace(" ", "_")
+        keyword = plain.replace(" ", "_").lower()
         if keyword not in _KEYWORDS:
             return name
         return getattr(self, keyword) + name[len(plain) :]
@@ -137,6 +141,10 @@ CATALOGUE: dict[Language, Words] = {
         maximum="maximum",
         median="median",
         percentile="percentile",
+        mesh_volume="mesh volume",
+        surface_area="surface",
+        area="area",
+        maximum_3d_diameter="max. 3D diameter",
         longest_diameter="longest diameter",
         perpendicular_diameter="perpendicular diameter",
         certainty="certainty",
@@ -191,6 +199,10 @@ CATALOGUE: dict[Language, Words] = {
         maximum="Maximum",
         median="Median",
         percentile="Perzentil",
+        mesh_volume="Netzvolumen",
+        surface_area="Oberfläche",
+        area="Fläche",
+        maximum_3d_diameter="max. 3D-Durchmesser",
         longest_diameter="längster Durchmesser",
         perpendicular_diameter="senkrechter Durchmesser",
         certainty="Sicherheit",
@@ -244,6 +256,10 @@ CATALOGUE: dict[Language, Words] = {
         maximum="máximo",
         median="mediana",
         percentile="percentil",
+        mesh_volume="volumen de malla",
+        surface_area="superficie",
+        area="área",
+        maximum_3d_diameter="diámetro 3D máx.",
         longest_diameter="diámetro mayor",
         perpendicular_diameter="diámetro perpendicular",
         certainty="certeza",
@@ -297,6 +313,10 @@ CATALOGUE: dict[Language, Words] = {
         maximum="maximum",
         median="médiane",
         percentile="percentile",
+        mesh_volume="volume du maillage",
+        surface_area="surface externe",
+        area="aire",
+        maximum_3d_diameter="diamètre 3D max.",
         longest_diameter="plus grand diamètre",
         perpendicular_diameter="diamètre perpendiculaire",
         certainty="certitude",
@@ -350,6 +370,10 @@ CATALOGUE: dict[Language, Words] = {
         maximum="massimo",
         median="mediana",
         percentile="percentile",
+        mesh_volume="volume della mesh",
+        surface_area="superficie",
+        area="area",
+        maximum_3d_diameter="diametro 3D max.",
         longest_diameter="diametro maggiore",
         perpendicular_diameter="diametro perpendicolare",
         certainty="certezza",
@@ -402,6 +426,10 @@ CATALOGUE: dict[Language, Words] = {
         maximum="maximum",
         median="mediaan",
         percentile="percentiel",
+        mesh_volume="meshvolume",
+        surface_area="buitenoppervlak",
+        area="oppervlakte",
+        maximum_3d_diameter="max. 3D-diameter",
         longest_diameter="langste diameter",
         perpendicular_diameter="loodrechte diameter",
         certainty="zekerheid",

@@ -73,7 +73,7 @@ def judge_frames(shared_data: Path) -> Subject:
 
 def judge_nothing(shared_data: Path) -> Subject:
     image, headers = read_planar(shared_data / "planar" / "mg_mammo.dcm")
-    return make_subject(image, headers, Scores(({0: 0.04, 1: 0.23},), exclusive=False), SIGMOID)
+    return make_subject(image, headers, Scores(({0: 0.04, 1: 0.23, 2: 0.1, 3: 0.2},), exclusive=False), SIGMOID)
 
 
 SUBJECTS: dict[str, Callable[[Path], Subject]] = {
@@ -245,6 +245,17 @@ def test_nothing_found_is_said_aloud_and_is_no_missing_result(
     make_summary(measure(speak(subject, "de")))
     assert "Ausgewertet: nichts gefunden" in texts
     assert not any("Kein Ergebnis" in text for text in texts)
+
+
+def test_what_the_model_says_nothing_of_is_not_called_absent(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = judge_nothing(shared_data)
+    partly = Scores(({0: 0.04, 1: 0.23},), exclusive=False)
+    texts = recorded(monkeypatch)
+    make_summary(measure(dataclasses.replace(subject, prediction=partly)))
+    assert texts.count("no score") == 2
+    assert "Analysed: nothing found" not in texts
 
 
 def crowd(shared_data: Path, **manifest: object) -> Subject:
