@@ -47,7 +47,7 @@ def capture(
     header = complete_header(origin.sources[0])
     model = f"{origin.model_name} {origin.model_version}"[:64]
     with quietly():
-        image: Dataset = SCImage.from_ref_dataset(
+        image = SCImage.from_ref_dataset(
             header,
             pixel_array=np.asarray(picture.convert("RGB")),
             photometric_interpretation="RGB",
@@ -75,20 +75,24 @@ def capture(
                 )
             ],
         )
+    _complete(image, origin, header)
+    image.DerivationDescription = derivation[:1024]
+    if references := _refer(refs):
+        image.SourceImageSequence = references
+    return image
+
+
+def _complete(image: Dataset, origin: Origin, header: Dataset) -> None:
+    """What highdicom says otherwise, or not at all."""
     image.PatientOrientation = None  # Type 2C: a page has none
     side = header.get("Laterality") or header.get("ImageLaterality")
     image.Laterality = side if side in ("L", "R") else None  # Type 2C: unknown
     image.ConversionType = "WSD"  # Workstation (PS3.3 C.8.6.1)
     image.ImageType = ["DERIVED", "SECONDARY"]
-    image.DerivationDescription = derivation[:1024]
-    image.BurnedInAnnotation = _burned_in(origin)
-    if image.BurnedInAnnotation is None:
-        del image.BurnedInAnnotation
-    if references := _refer(refs):
-        image.SourceImageSequence = references
+    if burned_in := _burned_in(origin):
+        image.BurnedInAnnotation = burned_in
     stamp(image, origin)  # pyright: ignore[reportArgumentType]
     image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = image.ContentDate, image.ContentTime
-    return image
 
 
 def _burned_in(origin: Origin) -> str | None:
