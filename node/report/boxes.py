@@ -24,7 +24,7 @@ from node.errors import OutputRefused
 from node.infer.results import Box, Boxes
 from node.report.kinds import SegForm
 from node.report.outlines import MOST_KEY_SLICES, Outline
-from node.report.page import Line, Mark, Panel
+from node.report.page import Cell, Line, Mark, Panel
 from node.report.sections import show_section, show_sections, zoom
 from node.report.space import add_centre, cut_box
 from node.report.sr import (
@@ -37,6 +37,7 @@ from node.report.sr import (
     source_region,
 )
 from node.report.subject import Subject
+from node.report.words import CATALOGUE, show_number
 
 _EXTENTS = (  # along x, y and z of the patient (CID 7470)
     ("width", codes.SCT.Width),
@@ -44,7 +45,6 @@ _EXTENTS = (  # along x, y and z of the patient (CID 7470)
     ("height", codes.DCM.Height),
 )
 _SHOWN = 4  # boxes on the preview, each as a slice and enlarged
-_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -122,22 +122,27 @@ class BoxFindings:
 
     def lines(self) -> list[Line]:
         """The boxes by rank, then the classes of which none was found."""
+        words = CATALOGUE[self.subject.house.language]
         lines = [
             Line(
                 measured.box.label,
-                f"{measured.rank}  {measured.name}:  {' x '.join(f'{size:.0f}' for size in measured.size_mm)} mm   "
-                f"slice {measured.key_slice + 1}",
-                measured.box.score,
+                f"{measured.rank}  {measured.name}",
+                (
+                    Cell(f"{words.size} mm", " x ".join(show_number(size, "mm") for size in measured.size_mm)),
+                    Cell(words.slice, str(measured.key_slice + 1)),
+                ),
+                part=measured.box.score,
+                weight=-measured.rank,
             )
-            for measured in self.measurements[:_LISTED]
+            for measured in self.measurements
         ]
-        if len(self.measurements) > _LISTED:
-            lines.append(Line(None, f"and {len(self.measurements) - _LISTED} more in the report"))
         found = {measured.box.label for measured in self.measurements}
-        for label, finding in sorted(self.subject.manifest.classes.items()):
-            if label not in found:
-                lines.append(Line(label, f"{finding.name}:  not found"))
-        return lines
+        absent = [
+            Line(label, finding.name, note=words.not_found, found=False)
+            for label, finding in sorted(self.subject.manifest.classes.items())
+            if label not in found
+        ]
+        return [*lines, *absent]
 
     def key_slices(self) -> list[int]:
         """The slice nearest to the centre of each box, by rank."""

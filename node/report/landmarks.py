@@ -17,14 +17,14 @@ from node.errors import OutputRefused
 from node.infer.results import Landmark, Landmarks
 from node.report.kinds import SegForm
 from node.report.outlines import MOST_KEY_SLICES, Outline
-from node.report.page import Line, Mark, Panel
+from node.report.page import Cell, Line, Mark, Panel
 from node.report.sections import show_at, show_frames, show_sections, spread
 from node.report.space import add_centre, first_voxels
 from node.report.sr import Group, describe, identify_finding, measure_certainty, report_presence, source_region
 from node.report.subject import Subject
+from node.report.words import CATALOGUE, show_number
 
 _SHOWN = 8  # slices or frames on the preview
-_LISTED = 24
 
 
 @dataclass(frozen=True)
@@ -99,21 +99,24 @@ class LandmarkFindings:
 
     def lines(self) -> list[Line]:
         """The points, then the classes of which none was found."""
+        words = CATALOGUE[self.subject.house.language]
+        frame = words.slice if isinstance(self.subject.source, Volume) else words.frame
         lines = []
-        for measured in self.measurements[:_LISTED]:
+        for measured in self.measurements:
             point = measured.point
-            where = f"at {point.column:.1f}, {point.row:.1f} px"
+            cells = [Cell(f"{words.column} px", show_number(point.column, "px"))]
+            cells.append(Cell(f"{words.row} px", show_number(point.row, "px")))
             if len(self.subject.source_slices) > 1:
-                what = "slice" if isinstance(self.subject.source, Volume) else "frame"
-                where = f"{what} {point.frame + 1}, {where}"
-            lines.append(Line(point.label, f"{measured.number}  {measured.name}:  {where}", point.score))
-        if len(self.measurements) > _LISTED:
-            lines.append(Line(None, f"and {len(self.measurements) - _LISTED} more in the report"))
+                cells.insert(0, Cell(frame, str(point.frame + 1)))
+            name = f"{measured.number}  {measured.name}"
+            lines.append(Line(point.label, name, tuple(cells), part=point.score, weight=-measured.number))
         found = {measured.point.label for measured in self.measurements}
-        for label, finding in sorted(self.subject.manifest.classes.items()):
-            if label not in found:
-                lines.append(Line(label, f"{finding.name}:  not found"))
-        return lines
+        absent = [
+            Line(label, finding.name, note=words.not_found, found=False)
+            for label, finding in sorted(self.subject.manifest.classes.items())
+            if label not in found
+        ]
+        return [*lines, *absent]
 
     def key_slices(self) -> list[int]:
         """The slices or frames of the points, those of the highest score first."""

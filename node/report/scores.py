@@ -15,13 +15,13 @@ from node.errors import OutputRefused
 from node.infer.results import Scores
 from node.report.kinds import SegForm
 from node.report.outlines import MOST_KEY_SLICES, Outline
-from node.report.page import Line, Panel
+from node.report.page import Cell, Line, Panel
 from node.report.sections import show_at, show_frame, show_sections, spread
 from node.report.sr import Group, describe, measure_certainty, report_presence
 from node.report.subject import Subject
+from node.report.words import CATALOGUE
 
 _SHOWN = 8  # frames on the preview
-_LISTED = 24
 
 
 @dataclass(frozen=True)
@@ -108,21 +108,22 @@ class ScoreFindings:
                 return show_sections(source)
             return [show_at(source, index, ()) for index in spread(0, len(source.frames) - 1, _SHOWN)]
         panels = []
+        none = CATALOGUE[self.subject.house.language].none
         for index in spread(0, len(self.subject.source_slices) - 1, _SHOWN):
             holding = [
                 f"{measured.name} {100 * (measured.score or 0):.0f} %"
                 for measured in self.measurements
                 if measured.frame == index and measured.holds
             ]
-            caption = f"{index + 1}: {', '.join(holding) or 'none'}"
             if isinstance(source, Volume):
                 panels.append(show_at(source, index, ()))
             else:
-                panels.append(show_frame(source, index, caption=caption))
+                panels.append(show_frame(source, index, said=", ".join(holding) or none))
         return panels
 
     def lines(self) -> list[Line]:
         """Each class with its score; where the frames were judged, its highest and how many frames it holds for."""
+        words = CATALOGUE[self.subject.house.language]
         frames = len({measured.frame for measured in self.measurements})
         lines = []
         for label, finding in sorted(self.subject.manifest.classes.items()):
@@ -130,15 +131,13 @@ class ScoreFindings:
             scores = [measured.score for measured in mine if measured.score is not None]
             holding = sum(measured.holds for measured in mine)
             if not scores:
-                lines.append(Line(label, f"{finding.name}:  no score"))
-            elif frames == 1:
-                lines.append(Line(label, finding.name, max(scores), strong=holding > 0))
-            else:
-                text = f"{finding.name}:  {holding} of {frames} frames, at most"
-                lines.append(Line(label, text, max(scores), strong=holding > 0))
-        if len(lines) > _LISTED:
-            lines.sort(key=lambda line: -(line.part or 0))
-            return [*lines[:_LISTED], Line(None, f"and {len(lines) - _LISTED} more in the report")]
+                lines.append(Line(label, finding.name, note=words.no_score, found=None))
+                continue
+            cells = () if frames == 1 else (Cell(words.frames, f"{holding} / {frames}"),)
+            held = holding > 0
+            lines.append(
+                Line(label, finding.name, cells, part=max(scores), strong=held, found=held, weight=max(scores))
+            )
         return lines
 
     def key_slices(self) -> list[int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from node.dicom.volume import Image, Volume
-from node.report.page import Mark, Panel
+from node.report.page import Caption, Mark, Panel
 
 AXIAL_PANELS = 6
 
@@ -25,8 +27,8 @@ def show_section(
 
     `labels` are those of the whole volume, `marks` in the pixels of the section.
     """
-    low, high = _window(volume)
     across_axis = (slice(None),) * axis + (index,)
+    low, high = grey_range(volume)
     grey = np.clip((volume.array[across_axis] - low) / (high - low), 0, 1)
     marked = None if labels is None else labels[across_axis]
     spacing = list(volume.grid.spacing_mm)
@@ -47,12 +49,7 @@ def show_section(
         grey, marked = grey[::-1], None if marked is None else marked[::-1]
         marks = [Mark(mark.label, mark.points * (-1, 1) + (height - 1, 0), mark.name) for mark in marks]
         letters[down] = letters[down][::-1]
-    if axis == 0:
-        caption = f"slice {index + 1}"
-    else:
-        caption = {"R": "sagittal", "L": "sagittal", "A": "coronal", "P": "coronal"}.get(
-            _letters(directions[axis])[0], "axial"
-        )
+    caption = Caption("slice", index) if axis == 0 else Caption(_plane(directions[axis]))
     edges = (letters[across][0], letters[down][0])
     return Panel(grey, (spacing[down], spacing[across]), caption, edges, marked, tuple(marks))
 
@@ -65,17 +62,16 @@ def show_sections(volume: Volume) -> list[Panel]:
 
 
 def show_frame(
-    image: Image, index: int, labels: NDArray[np.uint16] | None = None, marks: Sequence[Mark] = (), caption: str = ""
+    image: Image, index: int, labels: NDArray[np.uint16] | None = None, marks: Sequence[Mark] = (), said: str = ""
 ) -> Panel:
     """One frame of a planar image as it was sent: grey windowed to what the whole image has, colour as it is."""
     frame = image.array[index]
     if image.array.ndim == 4:
         pixels = frame.astype(np.float32) / 255
     else:
-        low, high = _percentiles(image.array, foreground=True)
+        low, high = grey_range(image)
         pixels = np.clip((frame.astype(np.float32) - low) / (high - low), 0, 1)
-    if not caption and len(image.frames) > 1:
-        caption = f"frame {index + 1}"
+    caption = Caption("frame", index, said=said) if len(image.frames) > 1 else None
     marked = None if labels is None else labels[index]
     return Panel(pixels, image.spacing_mm or (1.0, 1.0), caption, labels=marked, marks=tuple(marks))
 
@@ -90,6 +86,13 @@ def show_at(source: Volume | Image, index: int, marks: Sequence[Mark]) -> Panel:
     if isinstance(source, Volume):
         return show_section(source, 0, index, marks=marks)
     return show_frame(source, index, marks=marks)
+
+
+def grey_range(source: Volume | Image) -> tuple[float, float]:
+    """Lowest and highest value shown: wide enough for lung and soft tissue on CT, percentiles elsewhere."""
+    if isinstance(source, Image):
+        return _percentiles(source.array, foreground=True)
+    return (-1150.0, 350.0) if source.unit == "HU" else _percentiles(source.array)
 
 
 def zoom(panel: Panel, mark: Mark, *, sides: float = 2.5, least_mm: float = 40.0) -> Panel:
@@ -107,7 +110,7 @@ def zoom(panel: Panel, mark: Mark, *, sides: float = 2.5, least_mm: float = 40.0
         if (each.points.max(axis=0) >= start).all() and (each.points.min(axis=0) < stop).all()
     )
     labels = None if panel.labels is None else panel.labels[top:bottom, left:right]
-    caption = f"{panel.caption}, enlarged"
+    caption = panel.caption and replace(panel.caption, enlarged=True)
     return Panel(panel.pixels[top:bottom, left:right], panel.spacing_mm, caption, panel.edges, labels, moved)
 
 
@@ -128,11 +131,9 @@ def _letters(direction: NDArray[np.float64]) -> str:
     return letters if direction[axis] > 0 else letters[::-1]
 
 
-def _window(volume: Volume) -> tuple[float, float]:
-    """Lowest and highest value shown: wide enough for lung and soft tissue on CT, percentiles elsewhere."""
-    if volume.unit == "HU":
-        return -1150.0, 350.0
-    return _percentiles(volume.array)
+def _plane(normal: NDArray[np.float64]) -> Literal["sagittal", "coronal", "axial"]:
+    """What a section across this direction is called."""
+    return ("sagittal", "coronal", "axial")[int(np.argmax(np.abs(normal)))]
 
 
 def _percentiles(array: NDArray[np.float32] | NDArray[np.uint8], *, foreground: bool = False) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from highdicom import sr
@@ -16,11 +17,12 @@ from node.infer.manifest import Finding, Measurement
 from node.report.kinds import SegForm
 from node.report.measure import SegmentMeasurements, measure_segments
 from node.report.outlines import MOST_KEY_SLICES, Outline, trace_labels
-from node.report.page import Line, Panel
+from node.report.page import Cell, Line, Panel
 from node.report.sections import AXIAL_PANELS, show_frames, show_section, spread
 from node.report.seg import coded, make_seg, tracking
 from node.report.sr import Described, Group, describe, report_presence, round_number
 from node.report.subject import Subject
+from node.report.words import CATALOGUE, show_number
 
 _UNITS = {
     "HU": Code("UCUM", "[hnsf'U]", "Hounsfield unit"),
@@ -85,6 +87,8 @@ class SegmentFindings:
         if not isinstance(source, Volume):
             return show_frames(source, spread(first, last, AXIAL_PANELS + 2), labels)
         panels = [show_section(source, 0, index, labels) for index in spread(first, last, AXIAL_PANELS)[::-1]]
+        for number in {len(panels) // 3, 2 * len(panels) // 3}:
+            panels[number] = replace(panels[number], key=True)
         if labels.any():
             weight = labels > 0
             row = int(np.average(np.arange(labels.shape[1]), weights=weight.sum((0, 2))))
@@ -92,15 +96,22 @@ class SegmentFindings:
             column = int(np.argmax(weight.sum((0, 1))))
         else:
             row, column = labels.shape[1] // 2, labels.shape[2] // 2
-        return [*panels, show_section(source, 1, row, labels), show_section(source, 2, column, labels)]
+        sections = [show_section(source, 1, row, labels), show_section(source, 2, column, labels)]
+        return [*panels, *(replace(section, key=True) for section in sections)]
 
     def lines(self) -> list[Line]:
-        """Each segment with its measurements."""
+        """Each segment with its measurements; the largest count for most."""
+        words = CATALOGUE[self.subject.house.language]
         lines = []
         for measured in self.measurements:
-            parts = [f"{row['measurement']} {row['value']:.1f} {row['unit']}".strip() for row in measured.rows()]
-            text = "   ".join(parts) if measured.voxels else "not found"
-            lines.append(Line(measured.number, f"{measured.name}:  {text}"))
+            cells = tuple(
+                Cell(f"{words.measurement(row['measurement'])} {row['unit']}", show_number(row["value"], row["unit"]))
+                for row in measured.rows()
+            )
+            if measured.voxels:
+                lines.append(Line(measured.number, measured.name, cells, weight=measured.voxels))
+            else:
+                lines.append(Line(measured.number, measured.name, note=words.not_found, found=False))
         return lines
 
     def key_slices(self) -> list[int]:
