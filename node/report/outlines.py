@@ -6,13 +6,18 @@ Coordinates are column and row in pixels; the centre of the first pixel is (0, 0
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.measure import approximate_polygon
 
 MOST_KEY_SLICES = 20  # that a person is asked to look at
+# What is drawn of one run at most: 8 bytes a point and some 250 a polygon are about 10 MB of presentation states.
+MOST_POINTS = 500_000
+MOST_POLYGONS = 25_000
+_TOLERANCES_PX = (0.75, 1.5)  # the first makes a slanting line of the steps of one pixel that stand for it
 
 Polygon = NDArray[np.float64]  # (n, 2) column and row; the last corner is joined to the first
 
@@ -90,6 +95,41 @@ def area(polygon: Polygon) -> float:
     """What a polygon encloses, in pixels; negative for a hole."""
     column, row = polygon.T
     return float(column @ np.roll(row, -1) - row @ np.roll(column, -1)) / 2
+
+
+def bound(outlines: list[Outline]) -> tuple[list[Outline], str]:
+    """As many outlines as are drawn of one run, and what was done for that, in words; "" where it was nothing."""
+    remarks = []
+    for tolerance in _TOLERANCES_PX:
+        if sum(len(polygon) for outline in outlines for polygon in outline.polygons) <= MOST_POINTS:
+            break
+        remarks = [f"outlines within {tolerance:g} pixels"]
+        outlines = [
+            replace(outline, polygons=tuple(simplify(polygon, tolerance) for polygon in outline.polygons))
+            for outline in outlines
+        ]
+    sizes = [
+        (-abs(area(polygon)), number, place)
+        for number, outline in enumerate(outlines)
+        for place, polygon in enumerate(outline.polygons)
+    ]
+    if len(sizes) > MOST_POLYGONS:
+        remarks.append(f"only the {MOST_POLYGONS} largest outlines")
+        largest: dict[int, list[int]] = {}
+        for _, number, place in sorted(sizes)[:MOST_POLYGONS]:
+            largest.setdefault(number, []).append(place)
+        outlines = [
+            replace(outline, polygons=tuple(outline.polygons[place] for place in sorted(largest.get(number, ()))))
+            for number, outline in enumerate(outlines)
+            if number in largest or outline.point is not None
+        ]
+    return outlines, "; ".join(remarks)
+
+
+def simplify(polygon: Polygon, tolerance: float) -> Polygon:
+    """Some corners of a polygon, no other one further than `tolerance` from it (Douglas and Peucker 1973)."""
+    ring = approximate_polygon(np.vstack([polygon, polygon[:1]]), tolerance)[:-1]
+    return ring if len(ring) >= 3 else polygon
 
 
 def _pairs(order: NDArray[np.intp]) -> list[int]:
