@@ -15,7 +15,9 @@ import numpy as np
 from highdicom import pr
 from highdicom.content import ReferencedImageSequence
 from PIL import ImageCms
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage
 
 from node.dicom.frames import FrameHeaders
@@ -35,8 +37,8 @@ def make_gsps(findings: Findings) -> list[Dataset]:
     """The presentation states of a run: every finding's outline, name and value on the slices and frames that it lies
     on, and the site's banner there; none where the findings have no place.
 
-    Outlines follow pixel edges exactly unless they are too many (`outlines.bound`): then they are within
-    0.75 or 1.5 pixels, and the smallest are left out; the banner says so. The window is the image's first one, else
+    Outlines follow pixel edges exactly unless they are too many (`outlines.bound`): then they are within a pixel of
+    them, or the smallest are left out; the banner says so. The window is the image's first one, else
     wide enough for what the images hold.
     """
     subject = findings.subject
@@ -128,7 +130,8 @@ def _make_state(
     _refer_to_sources(state, subject, images)
     _show_all(state, header)
     # Type 2C for paired parts of the body (PS3.3 C.7.3.1): the images' own, empty where they say none.
-    state.Laterality = header.get("Laterality") or header.get("ImageLaterality")
+    sides = (header.get("Laterality"), header.get("ImageLaterality"))
+    state.Laterality = next((side for side in sides if side in ("L", "R")), None)
     stamp(state, subject)
     state.PresentationCreationDate, state.PresentationCreationTime = state.ContentDate, state.ContentTime
     del state.ContentDate, state.ContentTime  # of no module of presentation states
@@ -239,16 +242,22 @@ def _draw(outline: Outline, image: Dataset) -> list[pr.GraphicObject]:
     shapes = [("POLYLINE", np.vstack([polygon, polygon[:1]])) for polygon in outline.polygons]
     if outline.point is not None:
         shapes.append(("POINT", np.array([outline.point])))
-    return [
-        pr.GraphicObject(
+    graphics = []
+    for kind, points in shapes:
+        coordinates = _from_corner(points, image)
+        graphic = pr.GraphicObject(
             graphic_type=kind,
-            graphic_data=_from_corner(points, image),
+            graphic_data=coordinates[:2],
             units="PIXEL",
             tracking_id=identifier,
             tracking_uid=uid,
         )
-        for kind, points in shapes
-    ]
+        graphic.NumberOfGraphicPoints = len(coordinates)
+        # pydicom checks every number that it is given by itself: a minute for a million.
+        values = coordinates.ravel().tolist()
+        graphic["GraphicData"] = DataElement(Tag("GraphicData"), "FL", values, already_converted=True)
+        graphics.append(graphic)
+    return graphics
 
 
 def _write(outline: Outline, image: Dataset) -> pr.TextObject:

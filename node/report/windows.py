@@ -69,4 +69,7 @@ def window_of(subject: Subject, header: Dataset, low: float, high: float) -> Win
         slope, intercept, _ = read_modality(header)
         low, high = (slope * (value - rescale.intercept) / rescale.slope + intercept for value in (low, high))
     low, high = sorted((low, high))
-    return Window(float(f"{(low + high) / 2:.6g}"), float(f"{max(high - low, 1.0):.6g}"))
+    width = high - low or 1.0
+    # LINEAR is for whole values: half of one off, and one less wide (C.11.2.1.2.1). A PET in SUV spans few of them.
+    function = "LINEAR_EXACT" if width < 256 else ""
+    return Window(float(f"{(low + high) / 2:.6g}"), float(f"{width:.6g}"), function)
