@@ -128,6 +128,7 @@ def _make_state(
         if tables := header.get("ModalityLUTSequence"):
             _take_table(state, tables[0])
     _refer_to_sources(state, subject, images)
+    state.GraphicAnnotationSequence.extend(_drawings(subject, images[indices[0]], outlines))
     _show_all(state, header)
     # Type 2C for paired parts of the body (PS3.3 C.7.3.1): the images' own, empty where they say none.
     sides = (header.get("Laterality"), header.get("ImageLaterality"))
@@ -194,13 +195,13 @@ def _references(refs: Iterable[SliceRef]) -> list[Dataset]:
 def _annotate(
     subject: Subject, images: dict[int, Dataset], outlines: Sequence[Outline], remark: str
 ) -> tuple[list[pr.GraphicLayer], list[pr.GraphicAnnotation]]:
-    """A layer with the banner and one per label, and what is drawn in them on each image."""
+    """A layer per label and one with the banner, and the banner on every image."""
     names = {outline.label: outline.name for outline in outlines}
     colors = finding_colors(subject.manifest)
     banner = pr.GraphicLayer("AI", order=len(names) + 1, description=subject.house.banner[:64])
     layers = {
         label: pr.GraphicLayer(
-            f"AI {label}",
+            _layer(label),
             order=order,
             description=name,
             display_color=hd.color.CIELabColor(*colors[label]),
@@ -222,19 +223,29 @@ def _annotate(
             ],
         )
     ]
+    return [*layers.values(), banner], annotations
+
+
+def _drawings(subject: Subject, image: Dataset, outlines: Sequence[Outline]) -> list[Dataset]:
+    """What is drawn and written on each image, in the layer of each label: items of the Graphic Annotation Sequence
+    (PS3.3 C.10.5). highdicom's own class looks the image's IOD up for each of them: a minute for ten thousand.
+    """
     drawn: dict[tuple[int, int], list[Outline]] = {}
     for outline in outlines:
         drawn.setdefault((outline.index, outline.label), []).append(outline)
+    items = []
     for (index, label), together in sorted(drawn.items()):
-        annotations.append(
-            pr.GraphicAnnotation(
-                referenced_images=[images[index]],
-                graphic_layer=layers[label],
-                graphic_objects=[graphic for outline in together for graphic in _draw(outline, images[index])],
-                text_objects=[_write(outline, images[index]) for outline in together],
-            )
-        )
-    return [*layers.values(), banner], annotations
+        item = Dataset()
+        item.ReferencedImageSequence = _references([subject.source_slices[index]])
+        item.GraphicLayer = _layer(label)
+        item.GraphicObjectSequence = [graphic for outline in together for graphic in _draw(outline, image)]
+        item.TextObjectSequence = [_write(outline, image) for outline in together]
+        items.append(item)
+    return items
+
+
+def _layer(label: int) -> str:
+    return f"AI {label}"
 
 
 def _draw(outline: Outline, image: Dataset) -> list[pr.GraphicObject]:
