@@ -6,13 +6,18 @@ Coordinates are column and row in pixels; the centre of the first pixel is (0, 0
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 MOST_KEY_SLICES = 20  # that a person is asked to look at
+# What is drawn of one run at most: 8 bytes a point and some 250 a polygon are about 10 MB of presentation states.
+MOST_POINTS = 500_000
+MOST_POLYGONS = 25_000
+TOLERANCE_PX = 1.0  # steps of one pixel along a slanting line are 0.71 pixels off it, curves need some more
 
 Polygon = NDArray[np.float64]  # (n, 2) column and row; the last corner is joined to the first
 
@@ -90,6 +95,68 @@ def area(polygon: Polygon) -> float:
     """What a polygon encloses, in pixels; negative for a hole."""
     column, row = polygon.T
     return float(column @ np.roll(row, -1) - row @ np.roll(column, -1)) / 2
+
+
+def bound(outlines: list[Outline]) -> tuple[list[Outline], str]:
+    """As many outlines as are drawn of one run, and what was done for that, in words; "" where it was nothing."""
+    remarks = []
+    sizes = [
+        (-abs(area(polygon)), number, place)
+        for number, outline in enumerate(outlines)
+        for place, polygon in enumerate(outline.polygons)
+    ]
+    if len(sizes) > MOST_POLYGONS:
+        remarks.append(f"only the {MOST_POLYGONS} largest outlines")
+        largest: dict[int, list[int]] = {}
+        for _, number, place in sorted(sizes)[:MOST_POLYGONS]:
+            largest.setdefault(number, []).append(place)
+        outlines = [
+            replace(outline, polygons=tuple(outline.polygons[place] for place in sorted(largest.get(number, ()))))
+            for number, outline in enumerate(outlines)
+            if number in largest or outline.point is not None
+        ]
+    if sum(len(polygon) for outline in outlines for polygon in outline.polygons) > MOST_POINTS:
+        remarks.append(f"outlines within {TOLERANCE_PX:g} pixel")
+        outlines = [
+            replace(outline, polygons=tuple(simplify(polygon, TOLERANCE_PX) for polygon in outline.polygons))
+            for outline in outlines
+        ]
+    return outlines, "; ".join(remarks)
+
+
+def simplify(polygon: Polygon, tolerance: float) -> Polygon:
+    """Some of a polygon's corners: the others lie within `tolerance` of the lines between them.
+
+    One walk around it that goes on as long as one line from the last corner that was kept passes all since then
+    (Williams 1978, cone intersection). It takes two seconds for a million corners; Douglas and Peucker's takes minutes.
+    """
+    points: list[tuple[float, float]] = [(x, y) for x, y in polygon.tolist()]
+    kept, (x, y) = [points[0]], points[0]
+    last, farthest = points[0], 0.0
+    cone: tuple[float, float, float, float] | None = None  # directions of its right and its left edge
+    for point in [*points[1:], points[0]]:
+        dx, dy = point[0] - x, point[1] - y
+        r = sqrt(dx * dx + dy * dy)
+        # A line that turns back has passed the end of itself.
+        outside = r < farthest - tolerance / 2 or (
+            cone is not None and (cone[0] * dy - cone[1] * dx < 0 or dx * cone[3] - dy * cone[2] < 0)
+        )
+        if outside and last != kept[-1]:
+            kept.append(last)
+            (x, y), cone, farthest = last, None, 0.0
+            dx, dy = point[0] - x, point[1] - y
+            r = sqrt(dx * dx + dy * dy)
+        if r > tolerance:
+            sine = tolerance / r
+            cosine = sqrt(1 - sine * sine)
+            right = dx * cosine + dy * sine, dy * cosine - dx * sine
+            left = dx * cosine - dy * sine, dy * cosine + dx * sine
+            if cone is not None:
+                right = right if cone[0] * right[1] - cone[1] * right[0] > 0 else cone[:2]
+                left = left if left[0] * cone[3] - left[1] * cone[2] > 0 else cone[2:]
+            cone = (*right, *left)
+        farthest, last = max(farthest, r), point
+    return np.array(kept) if len(kept) >= 3 else polygon
 
 
 def _pairs(order: NDArray[np.intp]) -> list[int]:

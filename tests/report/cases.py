@@ -50,6 +50,9 @@ MANIFEST: dict[str, Any] = {
     "measurements": ["volume", "mean", "standard deviation", "minimum", "maximum"],
 }
 CREATED = datetime(2026, 3, 4, 5, 6, 7, 890123, UTC)
+# What dciodvfy calls the objects that it is asked about here.
+KNOWN_OBJECTS = {"Segmentation", "Comprehensive3DSR", "CTImage", "MRImage", "PETImage", "KeyObjectSelectionDocument"}
+KNOWN_OBJECTS |= {"GrayscaleSoftcopyPresentationState", "ColorSoftcopyPresentationState"}
 # Case name to folder and what its series' files have in their path or as their modality.
 SERIES = {
     "philips_ct": ("chest_ct_philips", "CT", ""),
@@ -162,7 +165,7 @@ def dciodvfy_errors(file: Path) -> set[str]:
     """The errors that dciodvfy finds in a file, each as 'attribute: what'; fails where it does not know the object."""
     done = subprocess.run(["dciodvfy", "-new", str(file)], capture_output=True, text=True, timeout=120, check=False)
     said = (done.stdout + done.stderr).splitlines()
-    assert any(line in ("Segmentation", "Comprehensive3DSR", "CTImage", "MRImage", "PETImage") for line in said), said
+    assert KNOWN_OBJECTS & set(said), said
     errors = [line for line in said if line.startswith("Error")]
     assert bool(errors) == bool(done.returncode), said
     return {re.sub(r" = <.*?>", "", line.removeprefix("Error - ")) for line in errors}

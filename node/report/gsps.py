@@ -1,0 +1,342 @@
+"""The outlines of findings as Softcopy Presentation States (PS3.3 A.33.1, A.33.2; PS3.4 N), for viewers that show
+neither SEG nor SR: lines and text over the source images, in a layer per finding that can be switched off.
+
+A presentation state has one modality LUT for all of its images (PS3.3 C.11.1), so images that are rescaled differently,
+such as the slices of a PET, are in a presentation state for each rescaling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+from highdicom import pr
+from highdicom.content import ReferencedImageSequence
+from PIL import ImageCms
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+from pydicom.uid import CTImageStorage
+
+from node.dicom.frames import FrameHeaders
+from node.dicom.uid import derive_uid
+from node.dicom.volume import SliceRef
+from node.report.colors import finding_colors
+from node.report.findings import Findings
+from node.report.kinds import Kind
+from node.report.outlines import Outline, Polygon, area, bound
+from node.report.seg import stamp
+from node.report.source import complete_header
+from node.report.subject import MANUFACTURER, Subject
+from node.report.windows import Window, read_modality, read_window, usual_range, window_of
+
+
+def make_gsps(findings: Findings) -> list[Dataset]:
+    """The presentation states of a run: every finding's outline, name and value on the slices and frames that it lies
+    on, and the site's banner there; none where the findings have no place.
+
+    Outlines follow pixel edges exactly unless they are too many (`outlines.bound`): then they are within a pixel of
+    them, or the smallest are left out; the banner says so. The window is the image's first one, else
+    wide enough for what the images hold.
+    """
+    subject = findings.subject
+    outlines, remark = bound(findings.outlines())
+    headers = _Headers(subject)
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for index in sorted({outline.index for outline in outlines}):
+        alike.setdefault(() if _is_colour(subject) else _rendering(headers[index]), []).append(index)
+    return [
+        _make_state(
+            subject, headers, number, indices, [each for each in outlines if each.index in set(indices)], remark
+        )
+        for number, indices in enumerate(alike.values(), 1)
+    ]
+
+
+def _is_colour(subject: Subject) -> bool:
+    return subject.source.array.ndim == 4
+
+
+class _Headers:
+    """What the image or frame of each slice says of itself."""
+
+    def __init__(self, subject: Subject):
+        self._refs = subject.source_slices
+        headers = {str(header.SOPInstanceUID): header for header in subject.sources}
+        self._frames = {uid: FrameHeaders(headers[uid]) for uid in {ref.sop_instance_uid for ref in self._refs}}
+
+    def __getitem__(self, index: int) -> Dataset:
+        ref = self._refs[index]
+        return self._frames[ref.sop_instance_uid][ref.frame or 1]
+
+
+def _rendering(header: Dataset) -> tuple[object, ...]:
+    """What has to be alike in the grey images of one presentation state."""
+    table = str(header.SOPInstanceUID) if header.get("ModalityLUTSequence") else ""
+    return (*read_modality(header), table, header.get("PhotometricInterpretation"))
+
+
+def _make_state(
+    subject: Subject,
+    headers: _Headers,
+    number: int,
+    indices: Sequence[int],
+    outlines: Sequence[Outline],
+    remark: str,
+) -> Dataset:
+    """One presentation state of images that are rendered alike; `number` tells it from the others of the run."""
+    header = headers[indices[0]]
+    images = _stand_ins(subject, indices)
+    layers, annotations = _annotate(subject, images, outlines, remark)
+    name = f"{subject.model_name} {subject.model_version}"[:64]
+    common: dict[str, Any] = {
+        "referenced_images": list(images.values()),
+        "series_instance_uid": subject.uid("gsps", "series"),
+        "series_number": subject.series_number(Kind.GSPS),
+        "sop_instance_uid": subject.uid("gsps", str(number)),
+        "instance_number": number,
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": name,
+        "software_versions": f"radnode {subject.node_version}",
+        "device_serial_number": subject.model_digest[:16],
+        "content_label": "AI_UNVERIFIED",
+        "content_description": subject.series_description(Kind.GSPS),
+        "content_creator_name": "radnode^AI",
+        "graphic_layers": layers,
+        "graphic_annotations": annotations,
+        "series_description": subject.series_description(Kind.GSPS),
+    }
+    if _is_colour(subject):
+        state: Dataset = pr.ColorSoftcopyPresentationState(**common, icc_profile=_icc_profile(header))
+    else:
+        slope, intercept, kind = read_modality(header)
+        state = pr.GrayscaleSoftcopyPresentationState(
+            **common,
+            modality_lut_transformation=hd.ModalityLUTTransformation(
+                rescale_slope=slope, rescale_intercept=intercept, rescale_type=kind
+            ),
+            voi_lut_transformations=_windows(subject, headers, images),
+            # Photometric Interpretation is ignored: the presentation LUT says the polarity (PS3.4 N.2).
+            presentation_lut_transformation=hd.PresentationLUTTransformation(
+                presentation_lut_shape="INVERSE"
+                if header.get("PhotometricInterpretation") == "MONOCHROME1"
+                else "IDENTITY"
+            ),
+        )
+        if tables := header.get("ModalityLUTSequence"):
+            _take_table(state, tables[0])
+    _refer_to_sources(state, subject, images)
+    state.GraphicAnnotationSequence.extend(_drawings(subject, images[indices[0]], outlines))
+    _show_all(state, header)
+    # Type 2C for paired parts of the body (PS3.3 C.7.3.1): the images' own, empty where they say none.
+    sides = (header.get("Laterality"), header.get("ImageLaterality"))
+    state.Laterality = next((side for side in sides if side in ("L", "R")), None)
+    stamp(state, subject)
+    state.PresentationCreationDate, state.PresentationCreationTime = state.ContentDate, state.ContentTime
+    del state.ContentDate, state.ContentTime  # of no module of presentation states
+    return state
+
+
+def _stand_ins(subject: Subject, indices: Sequence[int]) -> dict[int, Dataset]:
+    """A single-frame image for each slice or frame; the first has the patient and the study too.
+
+    highdicom 0.28 takes several single-frame images or one multi-frame one, of classes that it knows and with
+    functional groups; ultrasound clips have none. So references to the images are put right afterwards.
+    """
+    first = complete_header(subject.sources[0])
+    for keyword in ("NumberOfFrames", "TotalPixelMatrixRows", "TotalPixelMatrixColumns"):
+        if keyword in first:
+            delattr(first, keyword)
+    images = {}
+    for index in indices:
+        image = Dataset()
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
+            setattr(image, keyword, str(first[keyword].value))
+        image.SOPClassUID = CTImageStorage
+        image.SOPInstanceUID = derive_uid("stand-in", subject.source_slices[index].sop_instance_uid, str(index))
+        image.Rows, image.Columns = subject.source.array.shape[1:3]
+        image.SamplesPerPixel = 3 if _is_colour(subject) else 1
+        images[index] = image
+    # Elements are replaced, not set: they are the source's own.
+    first.update({element.tag: element for element in images[indices[0]]})
+    return images | {indices[0]: first}
+
+
+def _refer_to_sources(state: Dataset, subject: Subject, images: dict[int, Dataset]) -> None:
+    """Make a presentation state of stand-ins refer to what they stand in for."""
+    refs = {str(image.SOPInstanceUID): subject.source_slices[index] for index, image in images.items()}
+    for item in (
+        *state.ReferencedSeriesSequence,
+        *state.GraphicAnnotationSequence,
+        *state.get("SoftcopyVOILUTSequence", ()),
+    ):
+        if "ReferencedImageSequence" in item:
+            old = item.ReferencedImageSequence
+            item.ReferencedImageSequence = _references(refs[str(image.ReferencedSOPInstanceUID)] for image in old)
+
+
+def _references(refs: Iterable[SliceRef]) -> list[Dataset]:
+    frames: dict[tuple[str, str], list[int]] = {}
+    for ref in refs:
+        numbers = frames.setdefault((ref.sop_class_uid, ref.sop_instance_uid), [])
+        numbers += [] if ref.frame is None else [ref.frame]
+    items = []
+    for (sop_class_uid, sop_instance_uid), numbers in frames.items():
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
+        if numbers:
+            item.ReferencedFrameNumber = numbers if len(numbers) > 1 else numbers[0]
+        items.append(item)
+    return items
+
+
+def _annotate(
+    subject: Subject, images: dict[int, Dataset], outlines: Sequence[Outline], remark: str
+) -> tuple[list[pr.GraphicLayer], list[pr.GraphicAnnotation]]:
+    """A layer per label and one with the banner, and the banner on every image."""
+    names = {outline.label: outline.name for outline in outlines}
+    colors = finding_colors(subject.manifest)
+    banner = pr.GraphicLayer("AI", order=len(names) + 1, description=subject.house.banner[:64])
+    layers = {
+        label: pr.GraphicLayer(
+            _layer(label),
+            order=order,
+            description=name,
+            display_color=hd.color.CIELabColor(*colors[label]),
+        )
+        for order, (label, name) in enumerate(sorted(names.items()), 1)
+    }
+    lines = [f"{subject.house.banner}   {subject.model_name} {subject.model_version}", *([remark] if remark else [])]
+    annotations = [
+        pr.GraphicAnnotation(
+            referenced_images=list(images.values()),
+            graphic_layer=banner,
+            text_objects=[
+                pr.TextObject(
+                    text_value="\r\n".join(lines)[:1024],
+                    units="DISPLAY",
+                    bounding_box=(0.0, 0.0, 1.0, 0.04 * len(lines)),
+                    text_justification="LEFT",
+                )
+            ],
+        )
+    ]
+    return [*layers.values(), banner], annotations
+
+
+def _drawings(subject: Subject, image: Dataset, outlines: Sequence[Outline]) -> list[Dataset]:
+    """What is drawn and written on each image, in the layer of each label: items of the Graphic Annotation Sequence
+    (PS3.3 C.10.5). highdicom's own class looks the image's IOD up for each of them: a minute for ten thousand.
+    """
+    drawn: dict[tuple[int, int], list[Outline]] = {}
+    for outline in outlines:
+        drawn.setdefault((outline.index, outline.label), []).append(outline)
+    items = []
+    for (index, label), together in sorted(drawn.items()):
+        item = Dataset()
+        item.ReferencedImageSequence = _references([subject.source_slices[index]])
+        item.GraphicLayer = _layer(label)
+        item.GraphicObjectSequence = [graphic for outline in together for graphic in _draw(outline, image)]
+        item.TextObjectSequence = [_write(outline, image) for outline in together]
+        items.append(item)
+    return items
+
+
+def _layer(label: int) -> str:
+    return f"AI {label}"
+
+
+def _draw(outline: Outline, image: Dataset) -> list[pr.GraphicObject]:
+    identifier, uid = outline.tracking
+    shapes = [("POLYLINE", np.vstack([polygon, polygon[:1]])) for polygon in outline.polygons]
+    if outline.point is not None:
+        shapes.append(("POINT", np.array([outline.point])))
+    graphics = []
+    for kind, points in shapes:
+        coordinates = _from_corner(points, image)
+        graphic = pr.GraphicObject(
+            graphic_type=kind,
+            graphic_data=coordinates[:2],
+            units="PIXEL",
+            tracking_id=identifier,
+            tracking_uid=uid,
+        )
+        graphic.NumberOfGraphicPoints = len(coordinates)
+        # pydicom checks every number that it is given by itself: a minute for a million.
+        values = coordinates.ravel().tolist()
+        graphic["GraphicData"] = DataElement(Tag("GraphicData"), "FL", values, already_converted=True)
+        graphics.append(graphic)
+    return graphics
+
+
+def _write(outline: Outline, image: Dataset) -> pr.TextObject:
+    """The finding's name and value to the right of its uppermost corner; the viewer finds the room for it."""
+    place = outline.point
+    if place is None:
+        largest = max(outline.polygons, key=area)
+        place = min(largest.tolist(), key=lambda corner: (corner[1], -corner[0]))
+    column, row = _from_corner(np.array([place]), image)[0].tolist()
+    return pr.TextObject(outline.text, units="PIXEL", anchor_point=(column, row), anchor_point_visible=False)
+
+
+def _from_corner(points: Polygon, image: Dataset) -> Polygon:
+    """Coordinates from the first pixel's corner (PS3.3 C.10.5.1.2), within the image."""
+    return np.clip(points + 0.5, 0, (image.Columns, image.Rows))
+
+
+def _windows(subject: Subject, headers: _Headers, images: dict[int, Dataset]) -> list[pr.SoftcopyVOILUTTransformation]:
+    """The window of every image, in the values that its modality LUT gives."""
+    alike: dict[Window, list[Dataset]] = {}
+    usual = None
+    for index, image in images.items():
+        window = read_window(headers[index])
+        if window is None:
+            usual = usual or usual_range(subject)
+            window = window_of(subject, headers[index], *usual)
+        alike.setdefault(window, []).append(image)
+    return [
+        pr.SoftcopyVOILUTTransformation(
+            window_center=window.centre,
+            window_width=window.width,
+            voi_lut_function=window.function or None,
+            referenced_images=ReferencedImageSequence(them) if len(alike) > 1 else None,
+        )
+        for window, them in alike.items()
+    ]
+
+
+def _take_table(state: Dataset, table: Dataset) -> None:
+    """Put a modality LUT's table in place of the rescale. Its VRs depend on the image, which is not there any more."""
+    first = table.LUTDescriptor[1]
+    item = Dataset()
+    item.add_new("LUTDescriptor", "SS" if first < 0 else "US", list(table.LUTDescriptor))
+    item.add_new("ModalityLUTType", "LO", table.get("ModalityLUTType") or "US")
+    data = table["LUTData"]
+    item.add_new("LUTData", "OW" if isinstance(data.value, bytes) else "US", data.value)
+    del state.RescaleSlope, state.RescaleIntercept, state.RescaleType
+    state.ModalityLUTSequence = [item]
+
+
+def _icc_profile(header: Dataset) -> bytes:
+    """The image's own colour space where it says an RGB one, else sRGB, as an input profile (PS3.3 C.11.15.1.1)."""
+    own = header.get("ICCProfile")
+    if own and own[12:20] in (b"scnrRGB ", b"spacRGB "):
+        return bytes(own)
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[12:16] = b"scnr"  # an input profile of matrix and curves has the same tags as a display's (ICC.1 8.3.3)
+    profile[24:36] = bytes((7, 234, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0))  # made on 2026-01-01, whenever that is
+    return bytes(profile)
+
+
+def _show_all(state: Dataset, header: Dataset) -> None:
+    """The whole image, neither turned nor stretched: pixels of their own height and width (PS3.3 C.10.4)."""
+    (shown,) = state.DisplayedAreaSelectionSequence
+    del shown.PixelOriginInterpretation  # of tiled images
+    spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
+    if spacing and min(spacing) > 0:
+        shown.PresentationPixelSpacing = [f"{value:.10g}" for value in spacing]
+        del shown.PresentationPixelAspectRatio
+    elif ratio := header.get("PixelAspectRatio"):
+        shown.PresentationPixelAspectRatio = list(ratio)
