@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -16,8 +15,6 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from node.dicom.assembly import assemble_volumes
-from node.dicom.header import read_header
 from node.dicom.volume import Image
 from node.errors import OutputRefused
 from node.infer.results import Labelmap
@@ -29,9 +26,8 @@ from node.report.results import Result
 from node.report.seg import make_seg
 from node.report.slices import drop_geometry, refer_to_sources, stand_ins
 from node.report.subject import Subject
-from tests.dicom.slices import write_series
-from tests.report.cases import FIRST, MANIFEST, SECOND, draw_mask, make_package, run
-from tests.report.geometries import REAL, REGULAR, make_subject, plan_real, uneven, write_seg
+from tests.report.cases import FIRST, MANIFEST, SECOND, run
+from tests.report.geometries import REAL, REGULAR, make_subject, plan_real, small_subject, uneven, write_seg
 
 
 def plain_seg(subject: Subject, form: SegForm) -> Dataset:
@@ -97,13 +93,6 @@ def test_highdicom_makes_the_same_file(shared_data: Path, name: str, form: SegFo
 @pytest.mark.parametrize("form", SegForm)
 def test_highdicom_makes_the_same_file_of_uneven_slices(tmp_path: Path, form: SegForm) -> None:
     check_sameness(make_subject(uneven(tmp_path)), form)
-
-
-def small_subject(folder: Path, shape: tuple[int, int, int], **changes: Any) -> Subject:
-    """A subject on small axial slices; `changes` are of the manifest."""
-    paths = write_series(folder, np.zeros(shape, np.int16))
-    (plan,) = assemble_volumes({path: read_header(path) for path in paths}).volumes
-    return make_subject(plan, draw_mask(shape), make_package(**changes))
 
 
 @pytest.mark.parametrize("shape", [(6, 17, 19), (9, 5, 7), (8, 5, 5), (5, 3, 4), (16, 6, 6)])
