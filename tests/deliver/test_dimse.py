@@ -170,6 +170,21 @@ def test_what_compression_makes_larger_is_sent_as_it_is(tmp_path: Path) -> None:
     assert dcmread(received).file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
 
 
+def test_pixels_that_no_encoder_takes_are_sent_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Some are missing, which is for the peer to judge."""
+    seg = write_seg(small_subject(tmp_path / "images", (7, 40, 48)), tmp_path / "seg.dcm", SegForm.FRACTIONAL)
+    seg.PixelData = seg.PixelData[:-100]
+    seg.save_as(tmp_path / "seg.dcm")
+    with (
+        storescp(tmp_path / "in", "+xt") as address,
+        StoreSession(address, [tmp_path / "seg.dcm"], compress=True) as session,
+    ):
+        assert session.send(tmp_path / "seg.dcm") == ""
+    (received,) = (tmp_path / "in").iterdir()
+    assert dcmread(received).PixelData == seg.PixelData
+    assert "seg.dcm is sent as it is, not as JPEG-LS Lossless Image Compression: " in caplog.text
+
+
 def test_orthanc_takes_every_form_compressed(tmp_path: Path) -> None:
     """Debian's Orthanc 1.10 has to be told to take SOP classes that it does not know, for the label map form."""
     subject = small_subject(tmp_path / "images", (7, 40, 48))

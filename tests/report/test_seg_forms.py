@@ -178,6 +178,16 @@ def test_a_model_without_probabilities_has_no_fractional_form(tmp_path: Path) ->
         make_seg(bare, SegForm.FRACTIONAL)
 
 
+@pytest.mark.parametrize("form", SegForm)
+def test_of_nothing_no_segmentation_is_made(tmp_path: Path, form: SegForm) -> None:
+    """A SEG has at least one frame."""
+    subject = small_subject(tmp_path, (8, 20, 24))
+    nothing = {label: np.zeros((8, 20, 24), np.uint8) for label in (FIRST, SECOND)}
+    prediction = replace(subject.labelmap, array=np.zeros((8, 20, 24), np.uint16), probabilities=nothing)
+    with pytest.raises(OutputRefused, match=f"found nothing of which a {form.upper()} segmentation"):
+        make_seg(replace(subject, prediction=prediction), form)
+
+
 def test_a_segment_without_probabilities_has_no_frames(tmp_path: Path) -> None:
     subject = small_subject(tmp_path, (8, 20, 24))
     assert subject.labelmap.probabilities is not None
