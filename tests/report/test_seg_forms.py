@@ -19,7 +19,6 @@ from node.dicom.volume import Image
 from node.errors import OutputRefused
 from node.infer.results import Labelmap
 from node.report import seg as seg_module
-from node.report.encoded import encode_items
 from node.report.kinds import Kind, SegForm
 from node.report.readback import read_labelmap
 from node.report.results import Result
@@ -254,26 +253,3 @@ def test_dcmqi_reads_the_label_map_form(shared_data: Path, tmp_path: Path, name:
     for number, label in ((1, FIRST), (2, SECOND)):
         count = max(np.count_nonzero(array == number) for array in values)
         assert count == np.count_nonzero(subject.labelmap.array == label)
-
-
-def test_encoded_items_are_what_pydicom_writes() -> None:
-    """Of every VR that these sequences have, of text beyond ASCII, of nothing, and of lengths that need padding."""
-    inner = Dataset()
-    inner.CodeMeaning, inner.CodeValue, inner.LongCodeValue = "Größe", "1", "x" * 17
-    item = Dataset()
-    item.PatientName = "Müller^Jörg"
-    item.PatientID, item.StudyDate, item.StudyTime, item.AccessionNumber = "odd", "20260304", "", None
-    item.SOPInstanceUID, item.ImagePositionPatient, item.SliceThickness = "1.2.3", [1.5, -2, "3.25"], "2.5"
-    item.DimensionIndexValues, item.ReferencedFrameNumber, item.Rows = [1, 2], [3, 4], 7
-    item.TextValue, item.DerivationDescription, item.ImageComments = "text", "a\\b", "längere Worte"
-    item.FloatingPointValue, item.SelectorATValue, item.ImageType = 0.25, 0x00100010, ["DERIVED", "PRIMARY"]
-    item.ConceptNameCodeSequence = [inner]
-    item.ContentSequence = []
-    whole = Dataset()
-    whole.SpecificCharacterSet = "ISO_IR 192"
-    whole.ContentSequence = [item, inner]
-    file = io.BytesIO()
-    whole.save_as(file, implicit_vr=False, little_endian=True)
-    assert file.getvalue().endswith(encode_items(whole.ContentSequence, "ISO_IR 192"))
-    length = int.from_bytes(file.getvalue().split(b"\x40\x00\x30\xa7SQ\0\0")[1][:4], "little")
-    assert length == len(encode_items(whole.ContentSequence, "ISO_IR 192"))
