@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ _MOST_CONTEXTS = 128  # of an association: their identifiers are the odd numbers
 
 # Files go out in pieces as they lie, never as one message in memory.
 _config.STORE_SEND_CHUNKED_DATASET = True
+
+_log = logging.getLogger(__name__)
 
 _LITTLE_ENDIAN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _REJECTION = {1: "rejected permanently", 2: "rejected for now"}
@@ -169,9 +172,13 @@ class StoreSession:
         if best is not None:
             with TemporaryDirectory(prefix="radnode-") as folder:  # nobody else can look into it
                 compressed = Path(folder) / "compressed.dcm"
-                compress(file, compressed, best)
-                if compressed.stat().st_size < file.stat().st_size:
-                    return self._association.send_c_store(compressed, priority=0)
+                try:
+                    compress(file, compressed, best)
+                except (RuntimeError, ValueError) as error:  # an encoder's; what it is to be sent as is the same
+                    _log.warning("%s is sent as it is, not as %s: %s", file.name, best.name, error)
+                else:
+                    if compressed.stat().st_size < file.stat().st_size:
+                        return self._association.send_c_store(compressed, priority=0)
         return self._association.send_c_store(file if syntax in accepted else dcmread(file), priority=0)
 
 

@@ -45,6 +45,7 @@ _PHOTOMETRIC = {1: ("MONOCHROME1", "MONOCHROME2"), 3: ("RGB",)}
 _GREY = (JPEGLSLossless, RLELossless, JPEG2000Lossless)
 # RLE does nothing for pictures.
 _COLOUR = (JPEGLSLossless, JPEG2000Lossless, RLELossless)
+_SMALLEST_JPEG_2000 = 32  # pixels each way: OpenJPEG halves a frame five times
 _CHUNK = 1 << 20
 
 
@@ -66,7 +67,10 @@ def candidates(file: Path) -> tuple[UID, ...]:
         or header.get("PhotometricInterpretation") not in _PHOTOMETRIC.get(samples or 0, ())
     ):
         return (DeflatedExplicitVRLittleEndian,)
-    return (*(_GREY if samples == 1 else _COLOUR), DeflatedExplicitVRLittleEndian)
+    encoders = _GREY if samples == 1 else _COLOUR
+    if min(header.Rows, header.Columns) < _SMALLEST_JPEG_2000:
+        encoders = tuple(syntax for syntax in encoders if syntax != JPEG2000Lossless)
+    return (*encoders, DeflatedExplicitVRLittleEndian)
 
 
 def compress(source: Path, target: Path, syntax: UID) -> None:

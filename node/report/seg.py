@@ -45,11 +45,13 @@ def make_seg(subject: Subject, form: SegForm = SegForm.BINARY) -> FileDataset:
     nowhere. Segments are numbered from 1 in the order of the model's label values, whatever the form. The label map
     must hold at least one labelled voxel. The value of Pixel Data is a stream, made of the label map while it is read.
 
-    Raises `OutputRefused` for a fractional segmentation of a model that gave no probabilities, and for one whose pixels
-    no data element can hold.
+    Raises `OutputRefused` for a fractional segmentation of a model that gave no probabilities, and for one of no frame
+    or of more pixels than a data element can hold.
     """
     labels = sorted(subject.manifest.segments)
     planes = _planes(subject, form, labels)
+    if not planes.present.any():  # NumberOfFrames is at least 1 (PS3.3 C.7.6.6)
+        raise OutputRefused(f"{subject.model_name} found nothing of which a {form.upper()} segmentation could be made")
     seg = _outline(subject, form, planes.present, labels)
     refer_to_sources(seg, subject)
     index = {(ref.sop_instance_uid, ref.frame): number for number, ref in enumerate(subject.source_slices)}
@@ -65,7 +67,7 @@ def make_seg(subject: Subject, form: SegForm = SegForm.BINARY) -> FileDataset:
     if count_bytes(planes, len(places)) > _LONGEST:
         raise OutputRefused(
             f"a {form.upper()} segmentation of {len(places)} frames of {planes.pixels} pixels does not fit into one "
-            "object (4 GiB, PS3.5 7.1): send a BINARY or LABELMAP one instead"
+            "object (4 GiB, PS3.5 7.1): let the route send a LABELMAP one"
         )
     return _fill(seg, subject, slices, planes, places)
 

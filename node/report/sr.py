@@ -39,6 +39,19 @@ _PROCEDURES = {
 }
 
 
+class PlainMeasurement(sr.Measurement):
+    """A measurement (TID 300) that refers to no coordinates of its own.
+
+    highdicom looks for such in each measurement of a region's group, by making every item within it anew: a fifth of
+    the time of a large report. Concepts that many measurements share are best made once, as `CodedConcept`.
+    """
+
+    @property
+    def referenced_coordinates(self) -> list[sr.CoordinatesForMeasurement | sr.CoordinatesForMeasurement3D]:
+        """None."""
+        return []
+
+
 class Described(TypedDict):
     """What every measurement group says beside its measurements (TID 1501, 1410, 1411)."""
 
@@ -153,7 +166,7 @@ def measure_certainty(score: float, derivation: PydicomCode | None = None) -> sr
     probability at all before somebody has calibrated the model.
     """
     percent = round(100 * score, 2)
-    return sr.Measurement(codes.DCM.CertaintyOfFinding, value=percent, unit=codes.UCUM.Percent, derivation=derivation)
+    return PlainMeasurement(codes.DCM.CertaintyOfFinding, value=percent, unit=codes.UCUM.Percent, derivation=derivation)
 
 
 def source_region(reference: SliceRef) -> sr.SourceImageForRegion:

@@ -7,15 +7,30 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.uid import JPEGLSLossless
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+    SegmentationStorage,
+)
 
 from node.deliver.dimse import Address, StoreSession, echo, judge_status
 from node.demo.pacs import Orthanc, free_port
+from node.dicom.encode import compress
 from node.errors import DeliveryError
+from node.report.kinds import SegForm
+from tests.report.geometries import small_subject, write_seg
 from tests.running_node import wait_until
 
 
@@ -94,6 +109,116 @@ def test_a_compressed_object_that_the_peer_cannot_take_is_an_error_with_its_synt
         pytest.raises(DeliveryError, match="JPEG-LS"),
     ):
         session.send(file)
+
+
+# What storescp is told to take, the form of the SEG, and the syntax that it is then sent in.
+TAKEN = [
+    ("+xt", SegForm.FRACTIONAL, JPEGLSLossless),
+    ("+xr", SegForm.FRACTIONAL, RLELossless),
+    ("+xv", SegForm.FRACTIONAL, JPEG2000Lossless),
+    ("+xd", SegForm.FRACTIONAL, DeflatedExplicitVRLittleEndian),
+    ("+xa", SegForm.FRACTIONAL, JPEGLSLossless),
+    ("+xd", SegForm.BINARY, DeflatedExplicitVRLittleEndian),
+    ("+xa", SegForm.BINARY, DeflatedExplicitVRLittleEndian),
+    ("+xt", SegForm.BINARY, ExplicitVRLittleEndian),
+    ("+xe", SegForm.FRACTIONAL, ExplicitVRLittleEndian),
+    ("+xi", SegForm.BINARY, ImplicitVRLittleEndian),
+]
+
+
+@pytest.mark.parametrize(("option", "form", "syntax"), TAKEN)
+def test_an_object_is_sent_in_the_best_syntax_that_the_peer_takes(
+    tmp_path: Path, option: str, form: SegForm, syntax: UID
+) -> None:
+    seg = write_seg(small_subject(tmp_path / "images", (7, 40, 48)), tmp_path / "seg.dcm", form)
+    file = tmp_path / "seg.dcm"
+    before = file.read_bytes()
+    with storescp(tmp_path / "in", option) as address, StoreSession(address, [file], compress=True) as session:
+        assert session.send(file) == ""
+    (received,) = (tmp_path / "in").iterdir()
+    arrived = dcmread(received)
+    assert arrived.file_meta.TransferSyntaxUID == syntax
+    assert arrived.SOPInstanceUID == seg.SOPInstanceUID
+    assert np.array_equal(arrived.pixel_array, seg.pixel_array)
+    assert file.read_bytes() == before
+    if syntax in (JPEGLSLossless, RLELossless, DeflatedExplicitVRLittleEndian):
+        assert received.stat().st_size < len(before) / 1.2  # of so small frames the functional groups are as much
+
+
+def test_nothing_is_compressed_unasked(tmp_path: Path) -> None:
+    write_seg(small_subject(tmp_path / "images", (7, 40, 48)), tmp_path / "seg.dcm")
+    with storescp(tmp_path / "in", "+xa") as address, StoreSession(address, [tmp_path / "seg.dcm"]) as session:
+        assert session.send(tmp_path / "seg.dcm") == ""
+    (received,) = (tmp_path / "in").iterdir()
+    assert dcmread(received).file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+
+
+def test_what_compression_makes_larger_is_sent_as_it_is(tmp_path: Path) -> None:
+    """Noise, of which JPEG-LS makes more."""
+    subject = small_subject(tmp_path / "images", (4, 24, 32))
+    noise = np.random.default_rng(1).integers(0, 255, (4, 24, 32), np.uint8)
+    prediction = replace(subject.labelmap, probabilities=dict.fromkeys(subject.manifest.segments, noise))
+    write_seg(replace(subject, prediction=prediction), tmp_path / "seg.dcm", SegForm.FRACTIONAL)
+    compress(tmp_path / "seg.dcm", tmp_path / "large.dcm", JPEGLSLossless)
+    assert (tmp_path / "large.dcm").stat().st_size > (tmp_path / "seg.dcm").stat().st_size
+    with (
+        storescp(tmp_path / "in", "+xt") as address,
+        StoreSession(address, [tmp_path / "seg.dcm"], compress=True) as session,
+    ):
+        assert session.send(tmp_path / "seg.dcm") == ""
+    (received,) = (tmp_path / "in").iterdir()
+    assert dcmread(received).file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+
+
+def test_pixels_that_no_encoder_takes_are_sent_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Some are missing, which is for the peer to judge."""
+    seg = write_seg(small_subject(tmp_path / "images", (7, 40, 48)), tmp_path / "seg.dcm", SegForm.FRACTIONAL)
+    seg.PixelData = seg.PixelData[:-100]
+    seg.save_as(tmp_path / "seg.dcm")
+    with (
+        storescp(tmp_path / "in", "+xt") as address,
+        StoreSession(address, [tmp_path / "seg.dcm"], compress=True) as session,
+    ):
+        assert session.send(tmp_path / "seg.dcm") == ""
+    (received,) = (tmp_path / "in").iterdir()
+    assert dcmread(received).PixelData == seg.PixelData
+    assert "seg.dcm is sent as it is, not as JPEG-LS Lossless Image Compression: " in caplog.text
+
+
+def test_orthanc_takes_every_form_compressed(tmp_path: Path) -> None:
+    """Debian's Orthanc 1.10 has to be told to take SOP classes that it does not know, for the label map form."""
+    subject = small_subject(tmp_path / "images", (7, 40, 48))
+    segs = {form: write_seg(subject, tmp_path / f"{form}.dcm", form) for form in SegForm}
+    files = [tmp_path / f"{form}.dcm" for form in SegForm]
+    with Orthanc(tmp_path / "orthanc", options={"UnknownSopClassAccepted": True}) as orthanc:
+        with StoreSession(address_of(orthanc), files, compress=True) as session:
+            assert [session.send(file) for file in files] == ["", "", ""]
+        found = orthanc.instances(str(subject.source.study_uid))
+    for form, plain in segs.items():
+        held = found[str(plain.SOPInstanceUID)]
+        check_compressed(held, plain, form)
+
+
+def check_compressed(held: Dataset, plain: Dataset, form: SegForm) -> None:
+    wanted = DeflatedExplicitVRLittleEndian if form is SegForm.BINARY else JPEGLSLossless
+    assert held.file_meta.TransferSyntaxUID == wanted
+    assert np.array_equal(held.pixel_array, plain.pixel_array)
+
+
+def test_no_association_asks_for_more_than_128_contexts(tmp_path: Path) -> None:
+    """Each SOP class asks for itself and for four smaller syntaxes; what is over is asked for plain."""
+    seg = write_seg(small_subject(tmp_path / "images", (7, 40, 48)), tmp_path / "seg.dcm", SegForm.FRACTIONAL)
+    files = []
+    for number in range(40):
+        seg.SOPClassUID = f"{seg.SOPClassUID.rpartition('.')[0]}.{66 + number}"
+        seg.SOPInstanceUID = f"2.25.{number + 1}"
+        files.append(tmp_path / f"{number}.dcm")
+        seg.save_as(files[-1], enforce_file_format=True)
+    seg.SOPClassUID = SegmentationStorage
+    files.append(tmp_path / "seg.dcm")
+    with storescp(tmp_path / "in", "+xa") as address, StoreSession(address, files, compress=True) as session:
+        assert session.send(tmp_path / "seg.dcm") == ""
+    assert len(list((tmp_path / "in").iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,13 @@ def make_subject(plan: InputPlan, labels: NDArray[np.uint16] | None = None, pack
         model_digest=package.digest,
         node_version="0",
     )
+
+
+def small_subject(folder: Path, shape: tuple[int, int, int], **changes: Any) -> Subject:
+    """A subject on small axial slices; `changes` are of the manifest."""
+    paths = write_series(folder, np.zeros(shape, np.int16))
+    (plan,) = assemble_volumes({path: read_header(path) for path in paths}).volumes
+    return make_subject(plan, draw_mask(shape), make_package(**changes))
 
 
 def draw_probabilities(labels: NDArray[np.uint16], label: int) -> NDArray[np.uint8]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -16,22 +15,18 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from node.dicom.assembly import assemble_volumes
-from node.dicom.header import read_header
 from node.dicom.volume import Image
 from node.errors import OutputRefused
 from node.infer.results import Labelmap
 from node.report import seg as seg_module
-from node.report.encoded import encode_items
 from node.report.kinds import Kind, SegForm
 from node.report.readback import read_labelmap
 from node.report.results import Result
 from node.report.seg import make_seg
 from node.report.slices import drop_geometry, refer_to_sources, stand_ins
 from node.report.subject import Subject
-from tests.dicom.slices import write_series
-from tests.report.cases import FIRST, MANIFEST, SECOND, draw_mask, make_package, run
-from tests.report.geometries import REAL, REGULAR, make_subject, plan_real, uneven, write_seg
+from tests.report.cases import FIRST, MANIFEST, SECOND, run
+from tests.report.geometries import REAL, REGULAR, make_subject, plan_real, small_subject, uneven, write_seg
 
 
 def plain_seg(subject: Subject, form: SegForm) -> Dataset:
@@ -97,13 +92,6 @@ def test_highdicom_makes_the_same_file(shared_data: Path, name: str, form: SegFo
 @pytest.mark.parametrize("form", SegForm)
 def test_highdicom_makes_the_same_file_of_uneven_slices(tmp_path: Path, form: SegForm) -> None:
     check_sameness(make_subject(uneven(tmp_path)), form)
-
-
-def small_subject(folder: Path, shape: tuple[int, int, int], **changes: Any) -> Subject:
-    """A subject on small axial slices; `changes` are of the manifest."""
-    paths = write_series(folder, np.zeros(shape, np.int16))
-    (plan,) = assemble_volumes({path: read_header(path) for path in paths}).volumes
-    return make_subject(plan, draw_mask(shape), make_package(**changes))
 
 
 @pytest.mark.parametrize("shape", [(6, 17, 19), (9, 5, 7), (8, 5, 5), (5, 3, 4), (16, 6, 6)])
@@ -189,6 +177,16 @@ def test_a_model_without_probabilities_has_no_fractional_form(tmp_path: Path) ->
         make_seg(bare, SegForm.FRACTIONAL)
 
 
+@pytest.mark.parametrize("form", SegForm)
+def test_of_nothing_no_segmentation_is_made(tmp_path: Path, form: SegForm) -> None:
+    """A SEG has at least one frame."""
+    subject = small_subject(tmp_path, (8, 20, 24))
+    nothing = {label: np.zeros((8, 20, 24), np.uint8) for label in (FIRST, SECOND)}
+    prediction = replace(subject.labelmap, array=np.zeros((8, 20, 24), np.uint16), probabilities=nothing)
+    with pytest.raises(OutputRefused, match=f"found nothing of which a {form.upper()} segmentation"):
+        make_seg(replace(subject, prediction=prediction), form)
+
+
 def test_a_segment_without_probabilities_has_no_frames(tmp_path: Path) -> None:
     subject = small_subject(tmp_path, (8, 20, 24))
     assert subject.labelmap.probabilities is not None
@@ -255,26 +253,3 @@ def test_dcmqi_reads_the_label_map_form(shared_data: Path, tmp_path: Path, name:
     for number, label in ((1, FIRST), (2, SECOND)):
         count = max(np.count_nonzero(array == number) for array in values)
         assert count == np.count_nonzero(subject.labelmap.array == label)
-
-
-def test_encoded_items_are_what_pydicom_writes() -> None:
-    """Of every VR that these sequences have, of text beyond ASCII, of nothing, and of lengths that need padding."""
-    inner = Dataset()
-    inner.CodeMeaning, inner.CodeValue, inner.LongCodeValue = "Größe", "1", "x" * 17
-    item = Dataset()
-    item.PatientName = "Müller^Jörg"
-    item.PatientID, item.StudyDate, item.StudyTime, item.AccessionNumber = "odd", "20260304", "", None
-    item.SOPInstanceUID, item.ImagePositionPatient, item.SliceThickness = "1.2.3", [1.5, -2, "3.25"], "2.5"
-    item.DimensionIndexValues, item.ReferencedFrameNumber, item.Rows = [1, 2], [3, 4], 7
-    item.TextValue, item.DerivationDescription, item.ImageComments = "text", "a\\b", "längere Worte"
-    item.FloatingPointValue, item.SelectorATValue, item.ImageType = 0.25, 0x00100010, ["DERIVED", "PRIMARY"]
-    item.ConceptNameCodeSequence = [inner]
-    item.ContentSequence = []
-    whole = Dataset()
-    whole.SpecificCharacterSet = "ISO_IR 192"
-    whole.ContentSequence = [item, inner]
-    file = io.BytesIO()
-    whole.save_as(file, implicit_vr=False, little_endian=True)
-    assert file.getvalue().endswith(encode_items(whole.ContentSequence, "ISO_IR 192"))
-    length = int.from_bytes(file.getvalue().split(b"\x40\x00\x30\xa7SQ\0\0")[1][:4], "little")
-    assert length == len(encode_items(whole.ContentSequence, "ISO_IR 192"))
