@@ -2,56 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from highdicom import sr
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code as PydicomCode
 
-from node.dicom.codes import Code
-from node.dicom.volume import Volume
-from node.infer.manifest import Measurement
+from node.dicom.volume import Image, Volume
+from node.infer.manifest import OF_VALUES
+from node.report.lesions import split_lesions
 from node.report.measure import SegmentMeasurements, measure_segments
 from node.report.page import Line, Panel
+from node.report.quantities import code_diameters, code_measurements
 from node.report.sections import AXIAL_PANELS, show_frames, show_section, spread
-from node.report.seg import coded, make_seg, tracking
-from node.report.sr import Described, Group, describe, report_presence, round_number
+from node.report.seg import make_seg, tracking
+from node.report.sr import Described, Group, describe, report_presence, source_region
 from node.report.subject import Subject
 
-_UNITS = {
-    "HU": Code("UCUM", "[hnsf'U]", "Hounsfield unit"),
-    "SUVbw": Code("UCUM", "g/ml{SUVbw}", "Standardized Uptake Value body weight"),
-    "Bq/ml": Code("UCUM", "Bq/ml", "Becquerels/milliliter"),
-    "": Code("UCUM", "1", "no units"),
-}
-_QUANTITIES = {
-    "HU": codes.DCM.AttenuationCoefficient,
-    "SUVbw": codes.DCM.Suvbw,
-    "Bq/ml": codes.DCM.NuclearMedicineTomographicActivity,
-}
-_ARBITRARY_QUANTITIES = {  # by modality, for values without a unit
-    "CT": codes.DCM.XRayAttenuation,
-    "MR": codes.DCM.MRSignalIntensity,
-    "PT": codes.DCM.NuclearMedicineTomographicActivity,
-    "NM": codes.DCM.NuclearMedicineTomographicActivity,
-}
-_DERIVATIONS = {
-    Measurement.MEAN: codes.SCT.Mean,
-    Measurement.STANDARD_DEVIATION: codes.SCT.StandardDeviation,
-    Measurement.MINIMUM: codes.SCT.Minimum,
-    Measurement.MAXIMUM: codes.SCT.Maximum,
-}
+_LISTED = 39
 
 
 class SegmentFindings:
-    """The findings of a label map."""
+    """The findings of a label map. Its `subject` has a segment per lesion where the manifest asks for it."""
 
     def __init__(self, subject: Subject):
-        self.subject = subject
+        self.subject = _say_range(split_lesions(subject))
         self.measurements: Sequence[SegmentMeasurements] = measure_segments(
-            subject.volume, subject.labelmap, subject.manifest
+            self.subject.source, self.subject.labelmap, self.subject.manifest
         )
 
     def objects(self) -> dict[str, Dataset]:
@@ -61,18 +40,30 @@ class SegmentFindings:
         return {"seg": make_seg(self.subject)}
 
     def groups(self, objects: dict[str, Dataset]) -> list[Group]:
-        """A measurement group per segment that was found; a segment that was not found is said so."""
-        found = [
-            _measure(self.subject, number, measured, objects["seg"])
-            for number, measured in enumerate(self.measurements, 1)
-            if measured.voxels
-        ]
+        """A measurement group per segment that was found, on planar images one per frame that shows it.
+
+        Diameters have a further group with their lines: within a group of a region, measurements have no coordinates of
+        their own (TID 1419). Both groups track one finding. A segment that was not found is said so.
+        """
+        numbers = {label: number for number, label in enumerate(sorted(self.subject.manifest.segments), 1)}
+        found = [measured for measured in self.measurements if measured.voxels]
+        if isinstance(self.subject.source, Image):
+            frames = _frames_of(objects["seg"]) if found else {}
+            regions = [
+                _measure_frame(self.subject, numbers[measured.number], measured, objects["seg"], frames)
+                for measured in found
+            ]
+        else:
+            regions = [
+                _measure_segment(self.subject, numbers[measured.number], measured, objects["seg"]) for measured in found
+            ]
+        lines = [group for measured in found for group in _draw_diameters(self.subject, measured)]
         absent = [
             report_presence(_described(self.subject, measured.number), codes.SCT.Absent)
             for measured in self.measurements
             if not measured.voxels
         ]
-        return [*found, *absent]
+        return [*regions, *lines, *absent]
 
     def panels(self) -> list[Panel]:
         """Axial slices across the segments, then a coronal and a sagittal section through their middle."""
@@ -92,13 +83,39 @@ class SegmentFindings:
         return [*panels, show_section(source, 1, row, labels), show_section(source, 2, column, labels)]
 
     def lines(self) -> list[Line]:
-        """Each segment with its measurements."""
-        lines = []
+        """Each segment with its measurements; in a sequence of frames, where it is and where it is largest."""
+        by_label: dict[int, list[SegmentMeasurements]] = {}
         for measured in self.measurements:
-            parts = [f"{row['measurement']} {row['value']:.1f} {row['unit']}".strip() for row in measured.rows()]
-            text = "   ".join(parts) if measured.voxels else "not found"
-            lines.append(Line(measured.number, f"{measured.name}:  {text}"))
+            by_label.setdefault(measured.number, []).append(measured)
+        lines = [Line(label, f"{each[0].name}:  {self._summary(each)}") for label, each in by_label.items()]
+        if len(lines) > _LISTED + 1:
+            return [*lines[:_LISTED], Line(None, f"and {len(lines) - _LISTED} more in the report")]
         return lines
+
+    def _summary(self, each: list[SegmentMeasurements]) -> str:
+        largest = max(each, key=lambda measured: measured.voxels)
+        if not largest.voxels:
+            return "not found"
+        parts = [f"{row['measurement']} {show_number(row['value'])} {row['unit']}".strip() for row in largest.rows()]
+        if largest.frame is not None:
+            place = f"in {len(each)} of {len(self.subject.source_slices)} frames, largest in frame {largest.frame + 1}"
+            parts = [f"{place}:", *parts] if parts else [place]
+        return "   ".join(parts)
+
+
+def show_number(value: float) -> str:
+    """A reported value as the preview shows it: one digit behind the point, and of what is below 1 two that count."""
+    return f"{value:.1f}" if abs(value) >= 1 or value == 0 else f"{value:.2g}"
+
+
+def _say_range(subject: Subject) -> Subject:
+    """The subject whose results say which values count, where the manifest limits them."""
+    within = subject.manifest.intensity_range
+    if within is None or not set(subject.manifest.measurements) & set(OF_VALUES):
+        return subject
+    unit = subject.source.unit if isinstance(subject.source, Volume) else ""
+    said = f"{within[0]:g} to {within[1]:g} {unit}".strip()
+    return replace(subject, parameters={**subject.parameters, "intensity range": said})
 
 
 def _described(subject: Subject, label: int) -> Described:
@@ -108,7 +125,7 @@ def _described(subject: Subject, label: int) -> Described:
     return {**described, "tracking_identifier": sr.TrackingIdentifier(uid=uid, identifier=identifier)}
 
 
-def _measure(subject: Subject, number: int, measured: SegmentMeasurements, seg: Dataset) -> Group:
+def _measure_segment(subject: Subject, number: int, measured: SegmentMeasurements, seg: Dataset) -> Group:
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         **_described(subject, measured.number),
         referenced_segment=sr.ReferencedSegment(
@@ -117,27 +134,49 @@ def _measure(subject: Subject, number: int, measured: SegmentMeasurements, seg: 
             segment_number=number,
             source_series=sr.SourceSeriesForSegmentation(subject.source.series_uid),
         ),
-        measurements=list(_measurements(subject.volume, measured)),
+        measurements=list(code_measurements(subject.source, measured)),
     )
 
 
-def _measurements(volume: Volume, measured: SegmentMeasurements) -> Iterator[sr.Measurement]:
-    """The wanted measurements that have a value and a concept that says what was measured."""
-    quantity = _quantity(volume)
-    for kind in measured.wanted:
-        value = measured.value(kind)
-        if value is None:
-            continue
-        if kind is Measurement.VOLUME:
-            unit = sr.CodedConcept("mL", "UCUM", "milliliter")
-            yield sr.Measurement(name=codes.SCT.Volume, value=round_number(value), unit=unit)
-        elif quantity is not None:
-            unit = coded(_UNITS[volume.unit])
-            yield sr.Measurement(quantity, value=round_number(value), unit=unit, derivation=_DERIVATIONS[kind])
+def _measure_frame(
+    subject: Subject,
+    number: int,
+    measured: SegmentMeasurements,
+    seg: Dataset,
+    frames: dict[tuple[int, str, int | None], int],
+) -> Group:
+    ref = subject.source_slices[measured.frame or 0]
+    return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        **_described(subject, measured.number),
+        referenced_segment=sr.ReferencedSegmentationFrame(
+            sop_class_uid=seg.SOPClassUID,
+            sop_instance_uid=seg.SOPInstanceUID,
+            frame_number=frames[number, ref.sop_instance_uid, ref.frame],
+            segment_number=number,
+            source_image=sr.SourceImageForSegmentation(
+                ref.sop_class_uid, ref.sop_instance_uid, None if ref.frame is None else [ref.frame]
+            ),
+        ),
+        measurements=list(code_measurements(subject.source, measured)),
+    )
 
 
-def _quantity(volume: Volume) -> PydicomCode | None:
-    """What the voxel values are (CID 218 Quantitative Image Features); None where no concept says it."""
-    if volume.unit:
-        return _QUANTITIES[volume.unit]
-    return _ARBITRARY_QUANTITIES.get(volume.modality)
+def _frames_of(seg: Dataset) -> dict[tuple[int, str, int | None], int]:
+    """Segment number, and the image and frame that it was made of, to the frame of a BINARY SEG (from 1)."""
+    (shared,) = seg.SharedFunctionalGroupsSequence
+    frames = {}
+    for frame, groups in enumerate(seg.PerFrameFunctionalGroupsSequence, 1):
+        identification = groups if "SegmentIdentificationSequence" in groups else shared
+        number = int(identification.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        (source,) = groups.DerivationImageSequence[0].SourceImageSequence
+        of = int(source.ReferencedFrameNumber) if "ReferencedFrameNumber" in source else None
+        frames[number, str(source.ReferencedSOPInstanceUID), of] = frame
+    return frames
+
+
+def _draw_diameters(subject: Subject, measured: SegmentMeasurements) -> list[Group]:
+    """The group (TID 1501) of a segment's diameters with their lines on the slice, where any are wanted."""
+    if measured.diameters is None:
+        return []
+    measurements = code_diameters(measured, source_region(subject.source_slices[measured.diameters.index]))
+    return [sr.MeasurementsAndQualitativeEvaluations(**_described(subject, measured.number), measurements=measurements)]

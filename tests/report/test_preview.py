@@ -16,6 +16,7 @@ from node.infer.results import Labelmap
 from node.report.colors import segment_colors, to_rgb
 from node.report.findings import measure
 from node.report.preview import GAP, MARGIN, PANEL, render_preview
+from node.report.segments import show_number
 from node.report.subject import Subject
 from tests.report.cases import FIRST, MANIFEST, SECOND, Case
 from tests.report.conftest import CaseOf
@@ -119,7 +120,8 @@ def test_the_text_says_what_it_is_and_not_who(case: Case, monkeypatch: pytest.Mo
     assert "AI, NOT VERIFIED" in text
     assert "synthetic 1.2.3" in text
     for measured in case.measurements:
-        assert f"{measured.name}:  volume {measured.volume_ml:.1f} mL   mean {measured.mean:.1f}" in text
+        volume, mean = (show_number(row["value"]) for row in measured.rows()[:2])
+        assert f"{measured.name}:  volume {volume} mL   mean {mean}" in text
     header = case.plan.header
     for keyword in ("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber", "StudyDate"):
         value = str(header.get(keyword) or "")
