@@ -7,21 +7,19 @@ from dataclasses import dataclass
 
 from highdicom import sr
 from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code as PydicomCode
+from pydicom.sr.coding import Code
 
-from node.dicom.codes import Code
 from node.dicom.volume import Image, Volume
 from node.infer.manifest import DIAMETERS, OF_VALUES, Measurement
 from node.report.measure import SegmentMeasurements
-from node.report.seg import coded
 
-_MILLILITRE = Code("UCUM", "mL", "milliliter")
-_PIXELS = Code("UCUM", "{pixels}", "Pixels")
+_MILLILITRE = Code("mL", "UCUM", "milliliter")
+_PIXELS = Code("{pixels}", "UCUM", "Pixels")
 _UNITS = {
-    "HU": Code("UCUM", "[hnsf'U]", "Hounsfield unit"),
-    "SUVbw": Code("UCUM", "g/ml{SUVbw}", "Standardized Uptake Value body weight"),
-    "Bq/ml": Code("UCUM", "Bq/ml", "Becquerels/milliliter"),
-    "": Code("UCUM", "1", "no units"),
+    "HU": Code("[hnsf'U]", "UCUM", "Hounsfield unit"),
+    "SUVbw": Code("g/ml{SUVbw}", "UCUM", "Standardized Uptake Value body weight"),
+    "Bq/ml": Code("Bq/ml", "UCUM", "Becquerels/milliliter"),
+    "": Code("1", "UCUM", "no units"),
 }
 _QUANTITIES = {
     "HU": codes.DCM.AttenuationCoefficient,
@@ -48,12 +46,12 @@ _DERIVATIONS = {
     Measurement.MINIMUM: codes.SCT.Minimum,
     Measurement.MAXIMUM: codes.SCT.Maximum,
     Measurement.MEDIAN: codes.SCT.Median,
-    Measurement.PERCENTILE_5: PydicomCode("371888009", "SCT", "Fifth percentile"),
-    Measurement.PERCENTILE_10: PydicomCode("371890005", "SCT", "Tenth percentile"),
-    Measurement.PERCENTILE_25: PydicomCode("percentile-25", "99RADNODE", "25th percentile"),
-    Measurement.PERCENTILE_75: PydicomCode("percentile-75", "99RADNODE", "75th percentile"),
-    Measurement.PERCENTILE_90: PydicomCode("371887004", "SCT", "Ninetieth percentile"),
-    Measurement.PERCENTILE_95: PydicomCode("371889001", "SCT", "Ninety-fifth percentile"),
+    Measurement.PERCENTILE_5: Code("371888009", "SCT", "Fifth percentile"),
+    Measurement.PERCENTILE_10: Code("371890005", "SCT", "Tenth percentile"),
+    Measurement.PERCENTILE_25: Code("percentile-25", "99RADNODE", "25th percentile"),
+    Measurement.PERCENTILE_75: Code("percentile-75", "99RADNODE", "75th percentile"),
+    Measurement.PERCENTILE_90: Code("371887004", "SCT", "Ninetieth percentile"),
+    Measurement.PERCENTILE_95: Code("371889001", "SCT", "Ninety-fifth percentile"),
 }
 
 
@@ -61,21 +59,19 @@ _DERIVATIONS = {
 class _Shape:
     """A measurement that is known by its own concept."""
 
-    concept: PydicomCode
+    concept: Code
     unit: Code
-    method: PydicomCode | None = None
+    method: Code | None = None
 
 
-_MILLIMETRE = Code("UCUM", "mm", "millimeter")
-_SQUARE_MILLIMETRE = Code("UCUM", "mm2", "square millimeter")
 _SHAPES = {  # CID 7470, 7471, 7472; methods of CID 7474
     Measurement.VOLUME: _Shape(codes.SCT.Volume, _MILLILITRE, codes.DCM.SumOfSegmentedVoxelMethodForVolume),
     Measurement.MESH_VOLUME: _Shape(codes.IBSI.VolumeOfMesh, _MILLILITRE),
-    Measurement.SURFACE_AREA: _Shape(codes.IBSI.SurfaceAreaOfMesh, _SQUARE_MILLIMETRE),
-    Measurement.AREA: _Shape(codes.SCT.Area, _SQUARE_MILLIMETRE),
-    Measurement.LONGEST_DIAMETER: _Shape(codes.SCT.LongAxis, _MILLIMETRE),
-    Measurement.PERPENDICULAR_DIAMETER: _Shape(codes.SCT.ShortAxis, _MILLIMETRE),
-    Measurement.MAXIMUM_3D_DIAMETER: _Shape(codes.IBSI.Maximum3DDiameterOfAMesh, _MILLIMETRE),
+    Measurement.SURFACE_AREA: _Shape(codes.IBSI.SurfaceAreaOfMesh, codes.UCUM.SquareMillimeter),
+    Measurement.AREA: _Shape(codes.SCT.Area, codes.UCUM.SquareMillimeter),
+    Measurement.LONGEST_DIAMETER: _Shape(codes.SCT.LongAxis, codes.UCUM.Millimeter),
+    Measurement.PERPENDICULAR_DIAMETER: _Shape(codes.SCT.ShortAxis, codes.UCUM.Millimeter),
+    Measurement.MAXIMUM_3D_DIAMETER: _Shape(codes.IBSI.Maximum3DDiameterOfAMesh, codes.UCUM.Millimeter),
 }
 
 
@@ -90,7 +86,7 @@ def code_measurements(source: Volume | Image, measured: SegmentMeasurements) -> 
             shape = _SHAPES[kind]
             yield sr.Measurement(shape.concept, value=value, unit=_unit(measured, kind), method=shape.method)
         elif quantity is not None:
-            unit = coded(_UNITS[measured.unit])
+            unit = _UNITS[measured.unit]
             yield sr.Measurement(quantity, value=value, unit=unit, derivation=_DERIVATIONS[kind])
 
 
@@ -117,11 +113,11 @@ def code_diameters(measured: SegmentMeasurements, image: sr.SourceImageForRegion
     return coded_lines
 
 
-def _unit(measured: SegmentMeasurements, kind: Measurement) -> sr.CodedConcept:
-    return coded(_PIXELS if measured.unit_of(kind) == "pixels" else _SHAPES[kind].unit)
+def _unit(measured: SegmentMeasurements, kind: Measurement) -> Code:
+    return _PIXELS if measured.unit_of(kind) == "pixels" else _SHAPES[kind].unit
 
 
-def _quantity(source: Volume | Image) -> PydicomCode | None:
+def _quantity(source: Volume | Image) -> Code | None:
     """What the values are (CID 218 Quantitative Image Features); None where no concept says it."""
     if isinstance(source, Volume) and source.unit:
         return _QUANTITIES[source.unit]
