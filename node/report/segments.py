@@ -146,17 +146,20 @@ def _measure_frame(
     frames: dict[tuple[int, str, int | None], int],
 ) -> Group:
     ref = subject.source_slices[measured.frame or 0]
+    segment = sr.ReferencedSegmentationFrame(
+        sop_class_uid=seg.SOPClassUID,
+        sop_instance_uid=seg.SOPInstanceUID,
+        frame_number=frames[number, ref.sop_instance_uid, ref.frame],
+        segment_number=number,
+        source_image=sr.SourceImageForSegmentation(
+            ref.sop_class_uid, ref.sop_instance_uid, None if ref.frame is None else [ref.frame]
+        ),
+    )
+    # The frame says which segment it is of; a reference has either number (PS3.3 10.3), highdicom writes both.
+    del segment[0].ReferencedSOPSequence[0].ReferencedSegmentNumber
     return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         **_described(subject, measured.number),
-        referenced_segment=sr.ReferencedSegmentationFrame(
-            sop_class_uid=seg.SOPClassUID,
-            sop_instance_uid=seg.SOPInstanceUID,
-            frame_number=frames[number, ref.sop_instance_uid, ref.frame],
-            segment_number=number,
-            source_image=sr.SourceImageForSegmentation(
-                ref.sop_class_uid, ref.sop_instance_uid, None if ref.frame is None else [ref.frame]
-            ),
-        ),
+        referenced_segment=segment,
         measurements=list(code_measurements(subject.source, measured)),
     )
 
