@@ -97,9 +97,17 @@ class Finding(Section):
 
 
 class Segment(Finding):
-    """What one label of the label map means, and how it is drawn."""
+    """What one label of the label map means, how it is drawn, and whether its parts are findings of their own."""
 
     color_cielab: CIELabTriplet | None = None
+    each_lesion: bool = False  # every connected part of the label is a segment of its own
+    lesion_min_ml: Positive | None = None  # ... from this volume on; smaller ones are left out
+
+    @model_validator(mode="after")
+    def _check_lesions(self) -> Self:
+        if self.lesion_min_ml is not None and not self.each_lesion:
+            raise ValueError("lesion_min_ml means nothing without each_lesion: true")
+        return self
 
 
 class Task(StrEnum):
@@ -113,13 +121,48 @@ class Task(StrEnum):
 
 
 class Measurement(StrEnum):
-    """What is measured of each segment."""
+    """What is measured of each segment; what needs a volume or a planar image is measured of no other."""
 
-    VOLUME = "volume"  # mL
+    VOLUME = "volume"  # mL, the sum of its voxels; of volumes only
+    MESH_VOLUME = "mesh volume"  # mL, within the mesh halfway between voxels inside and outside; of volumes only
+    SURFACE_AREA = "surface area"  # mm2, of that mesh; of volumes only
+    AREA = "area"  # mm2, or pixels where their size is not known; of each frame of planar images only
+    LONGEST_DIAMETER = "longest diameter"  # mm, within one slice or frame
+    PERPENDICULAR_DIAMETER = "perpendicular diameter"  # mm, the longest at right angles to it there
+    MAXIMUM_3D_DIAMETER = "maximum 3D diameter"  # mm, between any two corners of the mesh; of volumes only
     MEAN = "mean"  # of the image's values, in its unit
     STANDARD_DEVIATION = "standard deviation"
     MINIMUM = "minimum"
+    PERCENTILE_5 = "percentile 5"
+    PERCENTILE_10 = "percentile 10"
+    PERCENTILE_25 = "percentile 25"
+    MEDIAN = "median"
+    PERCENTILE_75 = "percentile 75"
+    PERCENTILE_90 = "percentile 90"
+    PERCENTILE_95 = "percentile 95"
     MAXIMUM = "maximum"
+
+
+# Which share of a segment's values lies at or below, in percent.
+PERCENTILES = {
+    Measurement.PERCENTILE_5: 5,
+    Measurement.PERCENTILE_10: 10,
+    Measurement.PERCENTILE_25: 25,
+    Measurement.MEDIAN: 50,
+    Measurement.PERCENTILE_75: 75,
+    Measurement.PERCENTILE_90: 90,
+    Measurement.PERCENTILE_95: 95,
+}
+OF_THE_MESH = (Measurement.MESH_VOLUME, Measurement.SURFACE_AREA, Measurement.MAXIMUM_3D_DIAMETER)
+OF_VOLUMES = (Measurement.VOLUME, *OF_THE_MESH)  # and of no planar image
+DIAMETERS = (Measurement.LONGEST_DIAMETER, Measurement.PERPENDICULAR_DIAMETER)
+OF_VALUES = (
+    Measurement.MEAN,
+    Measurement.STANDARD_DEVIATION,
+    Measurement.MINIMUM,
+    Measurement.MAXIMUM,
+    *PERCENTILES,
+)
 
 
 class BoxKeys(Section):
@@ -176,7 +219,14 @@ class Manifest(Section):
     segments: dict[Annotated[int, Field(ge=1, le=65535)], Segment] = Field(default_factory=dict)
     classes: dict[Annotated[int, Field(ge=0, le=65535)], Finding] = Field(default_factory=dict)
     score_min: Number = Field(default=0.5, ge=0, le=1)  # detections below it are left out, classes below it not found
-    measurements: tuple[Measurement, ...] = (Measurement.VOLUME, Measurement.MEAN, Measurement.STANDARD_DEVIATION)
+    measurements: tuple[Measurement, ...] = (
+        Measurement.VOLUME,
+        Measurement.AREA,
+        Measurement.MEAN,
+        Measurement.STANDARD_DEVIATION,
+    )
+    # Values outside of it, both ends included, count for no measurement of values (re-segmentation of IBSI, 2.6).
+    intensity_range: tuple[Number, Number] | None = None
     algorithm_family: CodeTriplet = Code("DCM", "123110", "Artificial Intelligence")
     timeout_s: Number = Field(default=1800, gt=0)
     network: Network | None = None  # of torchscript and torch-export
@@ -224,6 +274,22 @@ class Manifest(Section):
             raise ValueError(f"a {self.task} needs {wanted}: what the values of its output mean")
         if getattr(self, other):
             raise ValueError(f"{other} mean nothing for a {self.task}; it takes {wanted}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_measurements(self) -> Self:
+        kinds = {wanted.kind for wanted in self.inputs.values()}
+        if "measurements" in self.model_fields_set:
+            other = OF_VOLUMES if kinds == {"image"} else (Measurement.AREA,) if kinds == {"volume"} else ()
+            if said := [measurement for measurement in self.measurements if measurement in other]:
+                of = "volumes" if kinds == {"image"} else "planar images"
+                raise ValueError(f"measurements: {said[0]} is of {of}, and no input is one")
+            if len(set(self.measurements)) < len(self.measurements):
+                raise ValueError("measurements names one of them twice")
+        if kinds == {"image"} and (said := [s.name for s in self.segments.values() if s.lesion_min_ml is not None]):
+            raise ValueError(f"lesion_min_ml of {said[0]!r} means nothing in planar images, which have no volume")
+        if self.intensity_range is not None and not self.intensity_range[0] < self.intensity_range[1]:
+            raise ValueError("intensity_range is [lowest, highest], and the first must be the smaller")
         return self
 
     @model_validator(mode="after")

@@ -1,96 +1,86 @@
-"""What is measured of each segment."""
+"""What is measured of each segment, in a volume or on each frame of a planar image."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from node.dicom.volume import Volume
-from node.infer.manifest import Manifest, Measurement
+from node.dicom.volume import Image, Volume
+from node.infer.manifest import DIAMETERS, OF_THE_MESH, OF_VOLUMES, PERCENTILES, Manifest, Measurement
 from node.infer.results import Labelmap
+from node.report.diameters import Diameters, measure_diameters
+from node.report.mesh import Box, measure_mesh
+from node.report.sr import round_number
+from node.report.values import Tally, find_percentiles
+
+_UNITS = {
+    Measurement.VOLUME: "mL",
+    Measurement.MESH_VOLUME: "mL",
+    Measurement.SURFACE_AREA: "mm2",
+    Measurement.MAXIMUM_3D_DIAMETER: "mm",
+}
 
 
 @dataclass(frozen=True)
 class SegmentMeasurements:
-    """The measurements of one segment; intensities are in the volume's unit and None for an empty segment."""
+    """The measurements of one segment in a volume, or on one frame of a planar image."""
 
     number: int  # the label value
     name: str
     voxels: int
-    volume_ml: float
-    unit: str  # of the intensities
-    wanted: tuple[Measurement, ...]
-    mean: float | None = None
-    standard_deviation: float | None = None  # of the population of voxels (divided by n)
-    minimum: float | None = None
-    maximum: float | None = None
+    unit: str  # of the image's values
+    wanted: tuple[Measurement, ...]  # those that the image can have
+    values: Mapping[Measurement, float] = field(default_factory=dict)  # as computed; what has no value has no entry
+    diameters: Diameters | None = None
+    frame: int | None = None  # index of the frame; None for a volume and for an image of one frame
+    calibrated: bool = True  # whether lengths and areas are in millimetres, else in pixels
+
+    @property
+    def volume_ml(self) -> float | None:
+        """The sum of the voxels; None on a planar image."""
+        return self.values.get(Measurement.VOLUME)
+
+    @property
+    def mean(self) -> float | None:
+        """The mean of the values; None where there are none."""
+        return self.values.get(Measurement.MEAN)
 
     def value(self, measurement: Measurement) -> float | None:
-        """One measurement's value."""
-        return {
-            Measurement.VOLUME: self.volume_ml,
-            Measurement.MEAN: self.mean,
-            Measurement.STANDARD_DEVIATION: self.standard_deviation,
-            Measurement.MINIMUM: self.minimum,
-            Measurement.MAXIMUM: self.maximum,
-        }[measurement]
+        """One measurement's value, rounded as the SR, the preview and every table say it."""
+        value = self.values.get(measurement)
+        return None if value is None else round_number(value)
+
+    def unit_of(self, measurement: Measurement) -> str:
+        """The unit that people read."""
+        if measurement in DIAMETERS or measurement is Measurement.AREA:
+            unit = "mm2" if measurement is Measurement.AREA else "mm"
+            return unit if self.calibrated else "pixels"
+        return _UNITS.get(measurement, self.unit)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for people per wanted measurement that has a value."""
-        rows = []
-        for measurement in self.wanted:
-            value = self.value(measurement)
-            if value is not None:
-                unit = "mL" if measurement is Measurement.VOLUME else self.unit
-                rows.append({"segment": self.name, "measurement": measurement.value, "value": value, "unit": unit})
-        return rows
+        name = self.name if self.frame is None else f"{self.name}, frame {self.frame + 1}"
+        return [
+            {"segment": name, "measurement": kind.value, "value": value, "unit": self.unit_of(kind)}
+            for kind in self.wanted
+            if (value := self.value(kind)) is not None
+        ]
 
 
-def measure_segments(volume: Volume, labelmap: Labelmap, manifest: Manifest) -> tuple[SegmentMeasurements, ...]:
-    """Measure every segment of the manifest.
+def measure_segments(source: Volume | Image, labelmap: Labelmap, manifest: Manifest) -> tuple[SegmentMeasurements, ...]:
+    """Measure every segment of the manifest: in the whole volume, or on every frame of a planar image that shows it.
 
-    Volume is the number of voxels times the voxel's volume, slice by slice where the spacing varies; intensities count
-    every voxel alike. One pass over the slices: memory stays at a few slices however many segments there are. Sums are
-    in double precision and of differences to one voxel of the segment: squares of PET's millions of Bq/ml would cancel.
+    A segment that is nowhere has one entry without voxels. What is not wanted and costs time is not computed; memory
+    stays at a few slices, and for percentiles, diameters and meshes at one segment within its bounding box.
     """
-    size = max(manifest.segments) + 1
-    counts, volumes_mm3 = np.zeros(size, np.int64), np.zeros(size)
-    sums, squares = np.zeros(size), np.zeros(size)
-    origin, seen = np.zeros(size), np.zeros(size, bool)  # one value of each segment
-    lowest, highest = np.full(size, np.inf), np.full(size, -np.inf)
-    for labels, values, voxel_mm3 in zip(labelmap.array, volume.array, voxel_volumes_mm3(volume), strict=True):
-        where = labels > 0
-        if not where.any():
-            continue
-        flat, grey = labels[where].astype(np.intp), values[where].astype(np.float64)
-        order = np.argsort(flat, kind="stable")
-        present, starts = np.unique(flat[order], return_index=True)
-        origin[present] = np.where(seen[present], origin[present], grey[order][starts])
-        seen[present] = True
-        difference = grey - origin[flat]
-        found = np.bincount(flat, minlength=size)
-        counts += found
-        volumes_mm3 += found * voxel_mm3
-        sums += np.bincount(flat, difference, minlength=size)
-        squares += np.bincount(flat, difference * difference, minlength=size)
-        lowest[present] = np.minimum(lowest[present], np.minimum.reduceat(grey[order], starts))
-        highest[present] = np.maximum(highest[present], np.maximum.reduceat(grey[order], starts))
-    measured = []
-    for number, segment in sorted(manifest.segments.items()):
-        count = int(counts[number])
-        common = (number, segment.name, count, float(volumes_mm3[number]) / 1000, volume.unit)
-        if count == 0:
-            measured.append(SegmentMeasurements(*common, manifest.measurements))
-            continue
-        shift = sums[number] / count
-        mean = origin[number] + shift
-        deviation = float(np.sqrt(max(0.0, squares[number] / count - shift * shift)))
-        extremes = float(lowest[number]), float(highest[number])
-        measured.append(SegmentMeasurements(*common, manifest.measurements, float(mean), deviation, *extremes))
-    return tuple(measured)
+    if isinstance(source, Volume):
+        return _measure_in_volume(source, labelmap, manifest)
+    return tuple(_measure_on_frames(source, labelmap, manifest))
 
 
 def voxel_volumes_mm3(volume: Volume) -> NDArray[np.float64]:
@@ -105,3 +95,105 @@ def voxel_volumes_mm3(volume: Volume) -> NDArray[np.float64]:
     steps = np.abs(np.diff(volume.positions_lps @ (plane / np.linalg.norm(plane))))
     outer = np.concatenate([steps[:1], steps, steps[-1:]])
     return (outer[:-1] + outer[1:]) / 2 * float(np.linalg.norm(plane))
+
+
+def _measure_in_volume(volume: Volume, labelmap: Labelmap, manifest: Manifest) -> tuple[SegmentMeasurements, ...]:
+    wanted = tuple(kind for kind in manifest.measurements if kind is not Measurement.AREA)
+    tally = Tally(max(manifest.segments), manifest.intensity_range)
+    for labels, values, voxel_mm3 in zip(labelmap.array, volume.array, voxel_volumes_mm3(volume), strict=True):
+        tally.add(labels, values, float(voxel_mm3))
+    by_box = {*PERCENTILES, *DIAMETERS, *OF_THE_MESH} & set(wanted)
+    boxes = ndimage.find_objects(labelmap.array) if by_box else []
+    measured = []
+    for label, segment in sorted(manifest.segments.items()):
+        voxels = int(tally.voxels[label])
+        values = {Measurement.VOLUME: float(tally.volumes_mm3[label]) / 1000, **tally.of(label)}
+        diameters = None
+        if by_box and voxels:
+            more, diameters = _measure_in_box(volume, labelmap.array, label, boxes[label - 1], manifest)
+            values |= more
+        measured.append(SegmentMeasurements(label, segment.name, voxels, volume.unit, wanted, values, diameters))
+    return tuple(measured)
+
+
+def _measure_in_box(
+    volume: Volume, labels: NDArray[np.uint16], label: int, box: Box, manifest: Manifest
+) -> tuple[dict[Measurement, float], Diameters | None]:
+    """What is measured of one segment cut out of the volume."""
+    wanted = set(manifest.measurements)
+    mask = labels[box] == label
+    values: dict[Measurement, float] = {}
+    if wanted & PERCENTILES.keys():
+        values |= find_percentiles(volume.array[box][mask], manifest.measurements, manifest.intensity_range)
+    diameters = None
+    if wanted & set(DIAMETERS):
+        _, row_mm, column_mm = volume.grid.spacing_mm
+        diameters = _shift(measure_diameters(mask, (row_mm, column_mm)), box)
+        values |= _lengths(diameters)
+    if wanted & set(OF_THE_MESH):
+        mesh = measure_mesh(volume, mask, box)
+        values[Measurement.MESH_VOLUME] = mesh.volume_mm3 / 1000
+        values[Measurement.SURFACE_AREA] = mesh.area_mm2
+        values[Measurement.MAXIMUM_3D_DIAMETER] = mesh.diameter_mm
+    return values, diameters
+
+
+def _measure_on_frames(image: Image, labelmap: Labelmap, manifest: Manifest) -> Iterator[SegmentMeasurements]:
+    """Segment by segment, each frame that shows it."""
+    wanted = tuple(kind for kind in manifest.measurements if kind not in OF_VOLUMES)
+    calibrated = image.spacing_mm is not None
+    spacing = image.spacing_mm or (1.0, 1.0)
+    grey = image.array if image.array.ndim == 3 else None
+    found: dict[int, list[SegmentMeasurements]] = {label: [] for label in manifest.segments}
+    for index, labels in enumerate(labelmap.array):
+        values = None if grey is None else grey[index]
+        tally = Tally(max(manifest.segments), manifest.intensity_range)
+        tally.add(labels, values)
+        for label in np.flatnonzero(tally.voxels).tolist():
+            mask = labels == label
+            measured = {Measurement.AREA: int(tally.voxels[label]) * spacing[0] * spacing[1], **tally.of(label)}
+            if values is not None:
+                measured |= find_percentiles(values[mask], wanted, manifest.intensity_range)
+            diameters = None
+            if set(wanted) & set(DIAMETERS):
+                rows, columns = ndimage.find_objects(mask.astype(np.uint8))[0]
+                box = (slice(index, index + 1), rows, columns)
+                diameters = _shift(measure_diameters(mask[None, rows, columns], spacing), box)
+                measured |= _lengths(diameters)
+            found[label].append(
+                SegmentMeasurements(
+                    label,
+                    manifest.segments[label].name,
+                    int(tally.voxels[label]),
+                    "",
+                    wanted,
+                    measured,
+                    diameters,
+                    index if len(image.frames) > 1 else None,
+                    calibrated,
+                )
+            )
+    for label, segment in sorted(manifest.segments.items()):
+        nowhere = SegmentMeasurements(
+            label, segment.name, 0, "", wanted, {Measurement.AREA: 0.0}, calibrated=calibrated
+        )
+        yield from found[label] or [nowhere]
+
+
+def _lengths(diameters: Diameters) -> dict[Measurement, float]:
+    return {
+        Measurement.LONGEST_DIAMETER: diameters.longest,
+        Measurement.PERPENDICULAR_DIAMETER: diameters.perpendicular,
+    }
+
+
+def _shift(diameters: Diameters, box: Box) -> Diameters:
+    """The diameters of a part that was cut out, where they lie in the whole."""
+    corner = (box[1].start, box[2].start)
+    return Diameters(
+        diameters.index + box[0].start,
+        diameters.longest,
+        diameters.longest_line + corner,
+        diameters.perpendicular,
+        diameters.perpendicular_line + corner,
+    )

@@ -2,61 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from highdicom import sr
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code as PydicomCode
 
-from node.dicom.codes import Code
-from node.dicom.volume import Volume
-from node.infer.manifest import Finding, Measurement
+from node.dicom.volume import Image, Volume
+from node.infer.manifest import OF_VALUES, Finding, Measurement
 from node.report.kinds import SegForm
+from node.report.lesions import split_lesions
 from node.report.measure import SegmentMeasurements, measure_segments
 from node.report.outlines import MOST_KEY_SLICES, Outline, trace_labels
 from node.report.page import Cell, Line, Panel
+from node.report.quantities import code_diameters, code_measurements
 from node.report.sections import AXIAL_PANELS, show_frames, show_section, spread
-from node.report.seg import coded, make_seg, tracking
-from node.report.sr import Described, Group, describe, report_presence, round_number
+from node.report.seg import make_seg, tracking
+from node.report.sr import Described, Group, describe, report_presence, source_region
 from node.report.subject import Subject
 from node.report.words import CATALOGUE, show_number
 
-_UNITS = {
-    "HU": Code("UCUM", "[hnsf'U]", "Hounsfield unit"),
-    "SUVbw": Code("UCUM", "g/ml{SUVbw}", "Standardized Uptake Value body weight"),
-    "Bq/ml": Code("UCUM", "Bq/ml", "Becquerels/milliliter"),
-    "": Code("UCUM", "1", "no units"),
-}
-_QUANTITIES = {
-    "HU": codes.DCM.AttenuationCoefficient,
-    "SUVbw": codes.DCM.Suvbw,
-    "Bq/ml": codes.DCM.NuclearMedicineTomographicActivity,
-}
-_ARBITRARY_QUANTITIES = {  # by modality, for values without a unit
-    "CT": codes.DCM.XRayAttenuation,
-    "MR": codes.DCM.MRSignalIntensity,
-    "PT": codes.DCM.NuclearMedicineTomographicActivity,
-    "NM": codes.DCM.NuclearMedicineTomographicActivity,
-}
-_DERIVATIONS = {
-    Measurement.MEAN: codes.SCT.Mean,
-    Measurement.STANDARD_DEVIATION: codes.SCT.StandardDeviation,
-    Measurement.MINIMUM: codes.SCT.Minimum,
-    Measurement.MAXIMUM: codes.SCT.Maximum,
-}
 _ORGAN = Finding.model_fields["category"].default
 
 
 class SegmentFindings:
-    """The findings of a label map."""
+    """The findings of a label map. Its `subject` has a segment per lesion where the manifest asks for it."""
 
     def __init__(self, subject: Subject):
-        self.subject = subject
+        self.subject = _say_range(split_lesions(subject))
         self.measurements: Sequence[SegmentMeasurements] = measure_segments(
-            subject.volume, subject.labelmap, subject.manifest
+            self.subject.source, self.subject.labelmap, self.subject.manifest
         )
 
     def segmentation(self, form: SegForm) -> Dataset | None:
@@ -66,18 +43,26 @@ class SegmentFindings:
         return make_seg(self.subject, form)
 
     def groups(self, seg: Dataset | None) -> list[Group]:
-        """A measurement group per segment that was found; a segment that was not found is said so."""
-        found = [
-            _measure(self.subject, number, measured, seg)
-            for number, measured in enumerate(self.measurements, 1)
-            if measured.voxels and seg is not None
-        ]
+        """A measurement group per segment that was found, on planar images one per frame that shows it.
+
+        Diameters have a further group with their lines: within a group of a region, measurements have no coordinates of
+        their own (TID 1419). Both groups track one finding. A segment that was not found is said so.
+        """
+        numbers = {label: number for number, label in enumerate(sorted(self.subject.manifest.segments), 1)}
+        found = [measured for measured in self.measurements if measured.voxels and seg is not None]
+        regions: list[Group] = []
+        if seg is not None and isinstance(self.subject.source, Image):
+            frames = _frames_of(seg) if found else {}
+            regions = [_measure_frame(self.subject, numbers[each.number], each, seg, frames) for each in found]
+        elif seg is not None:
+            regions = [_measure_segment(self.subject, numbers[each.number], each, seg) for each in found]
+        lines = [group for measured in found for group in _draw_diameters(self.subject, measured)]
         absent = [
             report_presence(_described(self.subject, measured.number), codes.SCT.Absent)
             for measured in self.measurements
             if not measured.voxels
         ]
-        return [*found, *absent]
+        return [*regions, *lines, *absent]
 
     def panels(self) -> list[Panel]:
         """Axial slices across the segments, then a coronal and a sagittal section through their middle."""
@@ -100,18 +85,27 @@ class SegmentFindings:
         return [*panels, *(replace(section, key=True) for section in sections)]
 
     def lines(self) -> list[Line]:
-        """Each segment with its measurements; the largest count for most."""
+        """Each segment with its measurements, of several frames where it is largest; the largest count for most."""
         words = CATALOGUE[self.subject.house.language]
-        lines = []
+        by_label: dict[int, list[SegmentMeasurements]] = {}
         for measured in self.measurements:
-            cells = tuple(
-                Cell(f"{words.measurement(row['measurement'])} {row['unit']}", show_number(row["value"], row["unit"]))
-                for row in measured.rows()
-            )
-            if measured.voxels:
-                lines.append(Line(measured.number, measured.name, cells, weight=measured.voxels))
-            else:
-                lines.append(Line(measured.number, measured.name, note=words.not_found, found=False))
+            by_label.setdefault(measured.number, []).append(measured)
+        lines = []
+        for label, each in by_label.items():
+            largest = max(each, key=lambda measured: measured.voxels)
+            if not largest.voxels:
+                lines.append(Line(label, largest.name, note=words.not_found, found=False))
+                continue
+            cells = [
+                Cell(
+                    f"{words.measurement(row['measurement'])} {row['unit']}".strip(),
+                    show_number(row["value"], row["unit"]),
+                )
+                for row in largest.rows()
+            ]
+            if largest.frame is not None and len(self.subject.source_slices) > 1:
+                cells.append(Cell(words.frame, f"{largest.frame + 1} ({len(each)})"))
+            lines.append(Line(label, largest.name, tuple(cells), weight=largest.voxels))
         return lines
 
     def key_slices(self) -> list[int]:
@@ -125,17 +119,29 @@ class SegmentFindings:
 
     def outlines(self) -> list[Outline]:
         """The boundary of each segment's pixels on each slice."""
-        measured = {each.number: (number, each) for number, each in enumerate(self.measurements, 1)}
+        numbers = {label: number for number, label in enumerate(sorted(self.subject.manifest.segments), 1)}
+        measured = {(each.number, each.frame): each for each in self.measurements}
         outlines = []
         for index, slice_ in enumerate(self.subject.labelmap.array):
             for label, polygons in trace_labels(slice_):
-                number, each = measured[label]
+                number = numbers[label]
+                each = measured.get((label, None)) or measured[label, index]
                 text = each.name
-                if Measurement.VOLUME in each.wanted:
-                    text += f" {each.volume_ml:.1f} mL"
+                if Measurement.VOLUME in each.wanted and each.volume_ml is not None:
+                    text += f" {show_number(each.volume_ml, 'mL')} mL"
                 track = tracking(self.subject, label)
                 outlines.append(Outline(index, label, number, each.name, text, track, polygons))
         return outlines
+
+
+def _say_range(subject: Subject) -> Subject:
+    """The subject whose results say which values count, where the manifest limits them."""
+    within = subject.manifest.intensity_range
+    if within is None or not set(subject.manifest.measurements) & set(OF_VALUES):
+        return subject
+    unit = subject.source.unit if isinstance(subject.source, Volume) else ""
+    said = f"{within[0]:g} to {within[1]:g} {unit}".strip()
+    return replace(subject, parameters={**subject.parameters, "intensity range": said})
 
 
 def _described(subject: Subject, label: int) -> Described:
@@ -145,7 +151,7 @@ def _described(subject: Subject, label: int) -> Described:
     return {**described, "tracking_identifier": sr.TrackingIdentifier(uid=uid, identifier=identifier)}
 
 
-def _measure(subject: Subject, number: int, measured: SegmentMeasurements, seg: Dataset) -> Group:
+def _measure_segment(subject: Subject, number: int, measured: SegmentMeasurements, seg: Dataset) -> Group:
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         **_described(subject, measured.number),
         referenced_segment=sr.ReferencedSegment(
@@ -154,27 +160,57 @@ def _measure(subject: Subject, number: int, measured: SegmentMeasurements, seg: 
             segment_number=number,
             source_series=sr.SourceSeriesForSegmentation(subject.source.series_uid),
         ),
-        measurements=list(_measurements(subject.volume, measured)),
+        measurements=list(code_measurements(subject.source, measured)),
     )
 
 
-def _measurements(volume: Volume, measured: SegmentMeasurements) -> Iterator[sr.Measurement]:
-    """The wanted measurements that have a value and a concept that says what was measured."""
-    quantity = _quantity(volume)
-    for kind in measured.wanted:
-        value = measured.value(kind)
-        if value is None:
-            continue
-        if kind is Measurement.VOLUME:
-            unit = sr.CodedConcept("mL", "UCUM", "milliliter")
-            yield sr.Measurement(name=codes.SCT.Volume, value=round_number(value), unit=unit)
-        elif quantity is not None:
-            unit = coded(_UNITS[volume.unit])
-            yield sr.Measurement(quantity, value=round_number(value), unit=unit, derivation=_DERIVATIONS[kind])
+def _measure_frame(
+    subject: Subject,
+    number: int,
+    measured: SegmentMeasurements,
+    seg: Dataset,
+    frames: dict[tuple[int, str, int | None], int],
+) -> Group:
+    ref = subject.source_slices[measured.frame or 0]
+    segment = sr.ReferencedSegmentationFrame(
+        sop_class_uid=seg.SOPClassUID,
+        sop_instance_uid=seg.SOPInstanceUID,
+        frame_number=frames[number, ref.sop_instance_uid, ref.frame],
+        segment_number=number,
+        source_image=sr.SourceImageForSegmentation(
+            ref.sop_class_uid, ref.sop_instance_uid, None if ref.frame is None else [ref.frame]
+        ),
+    )
+    # The frame says which segment it is of; a reference has either number (PS3.3 10.3), highdicom writes both.
+    del segment[0].ReferencedSOPSequence[0].ReferencedSegmentNumber
+    return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        **_described(subject, measured.number),
+        referenced_segment=segment,
+        measurements=list(code_measurements(subject.source, measured)),
+    )
 
 
-def _quantity(volume: Volume) -> PydicomCode | None:
-    """What the voxel values are (CID 218 Quantitative Image Features); None where no concept says it."""
-    if volume.unit:
-        return _QUANTITIES[volume.unit]
-    return _ARBITRARY_QUANTITIES.get(volume.modality)
+def _frames_of(seg: Dataset) -> dict[tuple[int, str, int | None], int]:
+    """Segment number, and the image and frame that it was made of, to the frame of a SEG (from 1), of whatever form."""
+    (shared,) = seg.SharedFunctionalGroupsSequence
+    everything = [int(segment.SegmentNumber) for segment in seg.SegmentSequence]
+    frames = {}
+    for frame, groups in enumerate(seg.PerFrameFunctionalGroupsSequence, 1):
+        (source,) = groups.DerivationImageSequence[0].SourceImageSequence
+        of = int(source.ReferencedFrameNumber) if "ReferencedFrameNumber" in source else None
+        identification = groups if "SegmentIdentificationSequence" in groups else shared
+        if "SegmentIdentificationSequence" in identification:
+            shown = [int(identification.SegmentIdentificationSequence[0].ReferencedSegmentNumber)]
+        else:  # a frame of a label map shows all segments of its slice
+            shown = everything
+        for number in shown:
+            frames[number, str(source.ReferencedSOPInstanceUID), of] = frame
+    return frames
+
+
+def _draw_diameters(subject: Subject, measured: SegmentMeasurements) -> list[Group]:
+    """The group (TID 1501) of a segment's diameters with their lines on the slice, where any are wanted."""
+    if measured.diameters is None:
+        return []
+    measurements = code_diameters(measured, source_region(subject.source_slices[measured.diameters.index]))
+    return [sr.MeasurementsAndQualitativeEvaluations(**_described(subject, measured.number), measurements=measurements)]

@@ -105,7 +105,9 @@ MISTAKES = [
      "found the number -200; expected a number of at least -128"),
     ("  2: {", "  0: {", 18, "segments.0", "found the name '0'; expected a number of at least 1"),
     ("measurements: [volume, mean,", "measurements: [weight, mean,", 19, "measurements[0]",
-     "found 'weight'; expected 'volume', 'mean', 'standard deviation', 'minimum' or 'maximum'"),
+     "found 'weight'; expected 'volume', 'mesh volume', 'surface area', 'area', 'longest diameter', "
+     "'perpendicular diameter', 'maximum 3D diameter', 'mean', 'standard deviation', 'minimum', 'percentile 5', "
+     "'percentile 10', 'percentile 25', 'median', 'percentile 75', 'percentile 90', 'percentile 95' or 'maximum'"),
     ("timeout_s: 600", "timeout_s: 10m", 20, "timeout_s", "found '10m'; expected a number"),
 ]  # fmt: skip
 

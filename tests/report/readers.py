@@ -18,6 +18,8 @@ NOT_IN_PYDICOM = {("UCUM", "mL", "milliliter"), ("RFC5646", "en", "English")}
 # Units that TID 1602 fixes for the image library, as highdicom writes them.
 NOT_IN_PYDICOM |= {("UCUM", "{pixels}", "Pixels"), ("UCUM", "{-1:1}", "{-1:1}"), ("UCUM", "mm", "mm")}
 NOT_IN_PYDICOM |= {("SCT", "276214006", "Finding category")}  # TID 1501
+# No dictionary has the quartiles of values as derivations: radnode has its own codes for them (PS3.16 8.2).
+NOT_IN_PYDICOM |= {("99RADNODE", f"percentile-{part}", f"{part}th percentile") for part in (25, 75)}
 
 
 def as_dcmqi_reads(file: Path, folder: Path) -> dict[str, Any]:
@@ -54,3 +56,21 @@ def unknown_codes(triplets: Iterable[tuple[str, str, str]]) -> set[tuple[str, ..
         if triplet[2].casefold() not in same:
             unknown.add((*triplet, *meanings))
     return unknown
+
+
+def numbers_of(report: Dataset, group: int = 0) -> dict[str, float]:
+    """The numbers of a measurement group: 'Volume', or 'Attenuation Coefficient, Mean' of what was derived."""
+    groups = [item for item in items(report) if item.ConceptNameCodeSequence[0].CodeValue == "125007"]
+    found: dict[str, float] = {}
+    for item in groups[group].ContentSequence:
+        if item.ValueType != "NUM":
+            continue
+        derived = [
+            part.ConceptCodeSequence[0].CodeMeaning
+            for part in item.get("ContentSequence", ())
+            if part.ConceptNameCodeSequence[0].CodeValue == "121401"
+        ]
+        name = ", ".join([item.ConceptNameCodeSequence[0].CodeMeaning, *derived])
+        assert name not in found
+        found[name] = float(item.MeasuredValueSequence[0].NumericValue)
+    return found

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pydantic import ValidationError
 
 from node.dicom.volume import Grid, SliceRef, Volume
-from node.infer.manifest import Manifest, Measurement
+from node.infer.manifest import PERCENTILES, Manifest, Measurement
 from node.infer.results import Labelmap
 from node.report.measure import SegmentMeasurements, measure_segments, voxel_volumes_mm3
 from tests.report.cases import FIRST, MANIFEST, SECOND
@@ -22,11 +24,12 @@ AFFINE = np.array([[0.5, 0.0, 0.0, 7.0], [0.0, -0.8, 1.0, -3.0], [0.0, 0.0, 2.5,
 VOXEL_ML = 0.5 * 0.8 * 2.5 / 1000
 
 
-def measure(values: np.ndarray, labels: np.ndarray, unit: str = "HU") -> dict[int, SegmentMeasurements]:
+def measure(values: np.ndarray, labels: np.ndarray, unit: str = "HU", **changes: Any) -> dict[int, SegmentMeasurements]:
     grid = Grid(SHAPE, AFFINE, "1.2")
     slices = tuple(SliceRef("1.2", f"1.2.{index}") for index in range(SHAPE[0]))
     volume = Volume(values.astype(np.float32), grid, slices, "1.3", "1.4", "CT", unit)  # pyright: ignore[reportArgumentType]
-    measured = measure_segments(volume, Labelmap(labels.astype(np.uint16), grid), Manifest.model_validate(MANIFEST))
+    manifest = Manifest.model_validate(MANIFEST | changes)
+    measured = measure_segments(volume, Labelmap(labels.astype(np.uint16), grid), manifest)
     return {measurements.number: measurements for measurements in measured}
 
 
@@ -36,16 +39,22 @@ def measure(values: np.ndarray, labels: np.ndarray, unit: str = "HU") -> dict[in
     values=arrays(np.float32, SHAPE, elements=st.floats(-3000, 60000, width=32)),
 )
 def test_every_measurement_is_numpy_s(labels: np.ndarray, values: np.ndarray) -> None:
-    for label, measured in measure(values, labels).items():
+    kinds = ["volume", "mean", "standard deviation", "minimum", "maximum", *PERCENTILES]
+    for label, measured in measure(values, labels, measurements=kinds).items():
         wanted = values[labels == label].astype(np.float64)
         assert measured.voxels == wanted.size
         assert measured.volume_ml == pytest.approx(wanted.size * VOXEL_ML, rel=1e-12)
         if not wanted.size:
-            assert [measured.value(kind) for kind in Measurement] == [0.0, None, None, None, None]
+            assert {kind: measured.value(kind) for kind in Measurement if measured.value(kind) is not None} == {
+                Measurement.VOLUME: 0.0
+            }
             continue
         assert measured.mean == pytest.approx(wanted.mean(), rel=1e-9, abs=1e-9)
-        assert measured.standard_deviation == pytest.approx(wanted.std(), rel=1e-7, abs=1e-7)
-        assert (measured.minimum, measured.maximum) == (wanted.min(), wanted.max())
+        values_of = measured.values
+        assert values_of[Measurement.STANDARD_DEVIATION] == pytest.approx(wanted.std(), rel=1e-7, abs=1e-7)
+        assert (values_of[Measurement.MINIMUM], values_of[Measurement.MAXIMUM]) == (wanted.min(), wanted.max())
+        for kind, part in PERCENTILES.items():
+            assert values_of[kind] == pytest.approx(np.percentile(wanted, part), rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize("offset", [0.0, 40000.0, 8e6])
@@ -56,7 +65,7 @@ def test_a_small_deviation_of_large_values_is_not_lost(offset: float) -> None:
     labels = np.where(rng.random(SHAPE) < 0.5, FIRST, SECOND)
     for label, measured in measure(values, labels).items():
         wanted = values[labels == label].astype(np.float64)
-        assert measured.standard_deviation == pytest.approx(wanted.std(), rel=1e-9)
+        assert measured.values[Measurement.STANDARD_DEVIATION] == pytest.approx(wanted.std(), rel=1e-9)
 
 
 def test_slices_of_varying_spacing_have_their_own_thickness() -> None:
@@ -88,7 +97,7 @@ def test_a_tilted_stack_measures_as_an_upright_one() -> None:
 
 def test_a_uniform_segment_has_no_deviation() -> None:
     labels = np.full(SHAPE, FIRST)
-    assert measure(np.full(SHAPE, 7654321.0), labels)[FIRST].standard_deviation == 0.0
+    assert measure(np.full(SHAPE, 7654321.0), labels)[FIRST].values[Measurement.STANDARD_DEVIATION] == 0.0
 
 
 def test_rows_are_what_people_read() -> None:
@@ -106,3 +115,44 @@ def test_rows_are_what_people_read() -> None:
     ]
     assert [row["measurement"] for row in found[FIRST].rows()] == ["volume"]
     assert found[FIRST].rows()[0]["value"] == 0.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    labels=arrays(np.uint16, SHAPE, elements=st.sampled_from([0, FIRST, SECOND])),
+    values=arrays(np.float32, SHAPE, elements=st.integers(-1000, 1000).map(float)),
+)
+def test_values_outside_of_the_range_count_for_the_volume_alone(labels: np.ndarray, values: np.ndarray) -> None:
+    kinds = ["volume", "mean", "standard deviation", "minimum", "maximum", "median", "percentile 90"]
+    for label, measured in measure(values, labels, intensity_range=[-200, 300], measurements=kinds).items():
+        inside = values[labels == label].astype(np.float64)
+        kept = inside[(inside >= -200) & (inside <= 300)]
+        assert measured.voxels == inside.size
+        assert measured.volume_ml == pytest.approx(inside.size * VOXEL_ML, rel=1e-12)
+        expected = {
+            Measurement.MEAN: np.mean,
+            Measurement.STANDARD_DEVIATION: np.std,
+            Measurement.MINIMUM: np.min,
+            Measurement.MAXIMUM: np.max,
+            Measurement.MEDIAN: np.median,
+            Measurement.PERCENTILE_90: lambda kept: np.percentile(kept, 90),
+        }
+        for kind, of in expected.items():
+            if kept.size:
+                assert measured.values[kind] == pytest.approx(float(of(kept)), rel=1e-9, abs=1e-6)
+            else:
+                assert kind not in measured.values
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"measurements": ["area"]}, "area is of planar images"),
+        ({"measurements": ["mesh volume"], "inputs": {"image": {"kind": "image"}}}, "mesh volume is of volumes"),
+        ({"measurements": ["mean", "mean"]}, "twice"),
+        ({"intensity_range": [400, -500]}, "the first must be the smaller"),
+    ],
+)
+def test_measurements_that_mean_nothing_are_mistakes(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        Manifest.model_validate(MANIFEST | changes)

@@ -16,10 +16,11 @@ from pydicom.sr._cid_dict import cid_concepts
 from pydicom.sr._concepts_dict import concepts
 
 from node.dicom.codes import LATERALITY
+from node.report.segments import show_number
 from node.report.subject import Subject
-from tests.report.cases import FIRST, SECOND, Case, dciodvfy_errors, draw_mask, make_case, run
+from tests.report.cases import FIRST, SECOND, Case, dciodvfy_errors, draw_mask, make_case, make_package, run
 from tests.report.conftest import CaseOf
-from tests.report.readers import as_dcmqi_reads, codes_in, items, unknown_codes
+from tests.report.readers import as_dcmqi_reads, codes_in, items, numbers_of, unknown_codes
 
 # Quantity and unit of the voxel values, by case: (scheme, value) each.
 QUANTITIES = {
@@ -251,3 +252,65 @@ def test_what_was_not_found_is_said(case_of: CaseOf, tmp_path: Path, found: tupl
     assert [group["ReferencedSegment"] for group in measured if "ReferencedSegment" in group] == [
         number for number, label in ((1, FIRST), (2, SECOND)) if label in found
     ]
+
+
+def test_diameters_are_drawn_where_they_were_measured(case_of: CaseOf, tmp_path: Path) -> None:
+    """A group of their own (TID 1501) with a line per diameter, which is as long as it says and lies on the segment."""
+    plan = case_of("brain_mr").plan  # oblique, pixels and slices of different size
+    wanted = ["volume", "longest diameter", "perpendicular diameter", "mean"]
+    case = make_case(plan, draw_mask(plan.grid.shape), tmp_path, package=make_package(measurements=wanted))
+    report = dcmread(case.files["sr"])
+    # The age without leading zeros is the source's own.
+    assert not [error for error in dciodvfy_errors(case.files["sr"]) if not error.startswith("</PatientAge(")]
+    assert not unknown_codes(codes_in(report))
+    run("dsrdump", case.files["sr"])
+    assert len(as_dcmqi_reads(case.files["sr"], tmp_path)["Measurements"]) >= 2
+    headers = {str(header.SOPInstanceUID): header for header in plan.headers}
+    slices = {reference.sop_instance_uid: index for index, reference in enumerate(case.volume.slices)}
+    groups = [item for item in items(report) if item.ConceptNameCodeSequence[0].CodeValue == "125007"]
+    regions, drawn = groups[:2], groups[2:]
+    assert len(drawn) == 2
+    for label, number, region, group in zip((FIRST, SECOND), range(2), regions, drawn, strict=True):
+        tracked = [
+            item.UID for each in (region, group) for item in each.ContentSequence if item.ValueType == "UIDREF"
+            and item.ConceptNameCodeSequence[0].CodeValue == "112040"
+        ]  # fmt: skip
+        assert len(set(tracked)) == 1
+        assert len(tracked) == 2
+        directions = []
+        for name, number_item in zip(("Long axis", "Short axis"), nums(group), strict=True):
+            value = float(number_item.MeasuredValueSequence[0].NumericValue)
+            assert number_item.ConceptNameCodeSequence[0].CodeMeaning == name
+            assert numbers_of(report, number)[name] == value
+            (line,) = (item for item in number_item.ContentSequence if item.ValueType == "SCOORD")
+            assert (line.GraphicType, line.RelationshipType) == ("POLYLINE", "INFERRED FROM")
+            uid = str(line.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
+            row_mm, column_mm = (float(value) for value in headers[uid].PixelSpacing)
+            ends = np.array(line.GraphicData, np.float64).reshape(2, 2)
+            arm = (ends[1] - ends[0]) * (column_mm, row_mm)
+            assert np.linalg.norm(arm) == pytest.approx(value, abs=1e-3)
+            directions.append(arm)
+            for column, row in ends:  # half a pixel from a labelled one
+                near = case.labels[slices[uid]][
+                    max(0, int(np.floor(row - 0.6))) : int(np.floor(row + 0.6)) + 1,
+                    max(0, int(np.floor(column - 0.6))) : int(np.floor(column + 0.6)) + 1,
+                ]
+                assert (near == label).any()
+        assert abs(directions[0] @ directions[1]) < 0.05
+
+
+def nums(group: Dataset) -> list[Dataset]:
+    """The measurements of a group."""
+    return [item for item in group.ContentSequence if item.ValueType == "NUM"]
+
+
+def test_every_number_is_said_alike(case: Case) -> None:
+    """In the report, in the rows for people and on the preview: the same digits."""
+    report = dcmread(case.files["sr"])
+    for number, (measured, line) in enumerate(
+        zip(case.measurements, case.analysis.findings.lines(), strict=True)  # pyright: ignore[reportOptionalMemberAccess]
+    ):
+        rows = [row["value"] for row in measured.rows()]
+        assert list(numbers_of(report, number).values()) == rows
+        for value in rows:
+            assert f" {show_number(value)}" in line.text
