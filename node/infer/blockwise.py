@@ -38,8 +38,8 @@ _BY_CHANNEL = _MOVING | {"SpatialResample", "Resize", "Zoom", "Rotate", "Affine"
 class Reduction:
     """What becomes of the classes; `labels` and `masks` as in MONAI's `AsDiscrete(argmax=)` and `(threshold=)`."""
 
-    # "labels", "masks", or the classes themselves: "values" (float32), "kept" (in their type), "certainties" (uint8, 255
-    # for a probability of 1).
+    # "labels", "masks", or the classes themselves: "values" (float32), "kept" (in their type), "certainties" (as uint8,
+    # 255 for 1).
     kind: str
     after: str = "none"  # activation of the values on the source grid: "none" or "sigmoid"
     threshold: float = 0.5  # masks are 1 where the value is at least this

@@ -77,8 +77,9 @@ def slab_inferer(
 def applied_activation(config: Component) -> str:
     """What the exchanged sliding window does to the classes that it returns; "none" for one that stayed as it was."""
     inferer = config.get("inferer")
-    slab = isinstance(inferer, dict) and inferer.get("_target_") == _SLAB_INFERER
-    return str(inferer.get("activation", "none")) if slab else "none"
+    if not isinstance(inferer, dict) or inferer.get("_target_") != _SLAB_INFERER:
+        return "none"
+    return str(inferer.get("activation", "none"))
 
 
 def remarks_of(inferer: Any, postprocessing: Any) -> tuple[str, ...]:

@@ -34,8 +34,8 @@ from node.infer.failures import explained
 from node.infer.manifest import Manifest, Task
 from node.infer.poststeps import probability_recipe
 from node.infer.presented import MemoryReader
-from node.infer.probabilities import NOT_FROM_0_TO_1, Certainties, ProbabilityTap, stack_frames
-from node.infer.results import Labelmap, Prediction, check_labelmap
+from node.infer.probabilities import ProbabilityTap, stack_frames
+from node.infer.results import NO_PROBABILITIES, Certainties, Labelmap, Prediction, check_labelmap
 from node.infer.shims import mended_libraries
 from node.infer.sources import sources_of, tell_of
 
@@ -123,7 +123,7 @@ class BundleModel:
         if self._tap is None:
             return labelmap
         if not found:
-            return replace(labelmap, remarks=(*labelmap.remarks, NOT_FROM_0_TO_1))
+            return replace(labelmap, remarks=(*labelmap.remarks, NO_PROBABILITIES))
         return replace(labelmap, probabilities=found)
 
     def _run(self, frame: int | None) -> Item:

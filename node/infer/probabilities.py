@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.post.dictionary import Invertd
-from numpy.typing import NDArray
 
 from node.dicom.volume import Image, Volume
 from node.infer.blockwise import ChunkedInvertd, InvertCertaintiesd
@@ -21,9 +20,8 @@ from node.infer.manifest import Manifest
 from node.infer.poststeps import Recipe
 from node.infer.reduce import NoProbabilities, activate, quantise, to_certainties
 from node.infer.resampling import row_blocks
+from node.infer.results import Certainties, keep_sparse
 from node.infer.sliding import SlabSlidingWindowInferer
-
-Certainties = dict[int, NDArray[np.uint8]]  # label to its probabilities, 255 for certain
 
 _BLOCK_BYTES = 256 * 2**20  # of a network's output that is activated at once
 NOT_FROM_0_TO_1 = (
@@ -81,8 +79,7 @@ class ProbabilityTap:
             if channel >= kept.shape[0] or (channel == 0 and kept.shape[0] > 1):
                 continue
             values = self._inverted(kept[channel : channel + 1], seen)
-            placed = place_map(values, seen, source, "bilinear")
-            found[label] = keep_sparse(np.rint(placed).astype(np.uint8) if placed.dtype != np.uint8 else placed)
+            found[label] = keep_sparse(place_map(values, seen, source, "bilinear"))
         return found
 
     def _inverted(self, values: torch.Tensor, seen: MetaTensor) -> torch.Tensor:
@@ -101,20 +98,6 @@ class ProbabilityTap:
         return InvertCertaintiesd("pred", transform, orig_keys=key, after=self._recipe.after)(
             {"pred": part, key: seen}
         )["pred"]
-
-
-def keep_sparse(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The same map in memory that is taken only where it is not 0: an organ fills a few of a body's slices."""
-    sparse = np.zeros(array.shape, np.uint8)
-    first, stop = filled(array)
-    sparse[first:stop] = array[first:stop]
-    return sparse
-
-
-def filled(array: NDArray[np.uint8]) -> tuple[int, int]:
-    """From and to which slice a map has values other than 0; (0, 0) where it has none."""
-    slices = np.flatnonzero([bool(part.any()) for part in array])
-    return (int(slices[0]), int(slices[-1]) + 1) if slices.size else (0, 0)
 
 
 def stack_frames(frames: list[Certainties]) -> Certainties:
