@@ -19,7 +19,7 @@ from scipy import ndimage
 from node.dicom.volume import Affine, Grid, SliceRef, Volume
 from node.errors import InputRefused
 
-_Whole = TypeVar("_Whole", np.uint8, np.uint16)
+_Value = TypeVar("_Value", np.uint8, np.uint16, np.float32)
 
 BLOCK = 32  # slices at a time
 MOST_GROWTH = 4  # a regular volume has at most so many times the slices that were acquired
@@ -88,12 +88,12 @@ def make_regular(volume: Volume) -> Volume:
 
 
 def carry_back(
-    labels: NDArray[_Whole], regular_grid: Grid, volume: Volume, *, order: Literal[0, 1] = 0
-) -> NDArray[_Whole]:
+    labels: NDArray[_Value], regular_grid: Grid, volume: Volume, *, order: Literal[0, 1] = 0
+) -> NDArray[_Value]:
     """A label map on `regular_grid` as the acquired slices of `volume` have it: the nearest label of every voxel.
 
     `labels` has the grid's shape, the result that of `volume.array`. Outside of the grid there is no label (0). With
-    order 1 it is a map of whole numbers that blend, such as probabilities.
+    order 1 it is a map of values that blend, such as probabilities.
     """
     found = np.zeros(volume.array.shape, labels.dtype)
     for index, first in enumerate(slice_positions(volume)):
@@ -275,7 +275,7 @@ def _shift(
     return canvas
 
 
-def _copy_whole_voxels(labels: NDArray[_Whole], start: NDArray[np.int_], out: NDArray[_Whole]) -> None:
+def _copy_whole_voxels(labels: NDArray[_Value], start: NDArray[np.int_], out: NDArray[_Value]) -> None:
     """The part of one slice of `labels` that begins at `start` (slice, row, column), as far as there is one."""
     if not 0 <= start[0] < labels.shape[0]:
         return

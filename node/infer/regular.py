@@ -13,6 +13,7 @@ from node.dicom.volume import Image, Volume
 from node.errors import InputRefused
 from node.infer.manifest import Manifest
 from node.infer.results import Labelmap, Landmark, Landmarks, Prediction, keep_sparse
+from node.infer.saliency import Saliency
 
 
 def inputs_as_seen(sources: Mapping[str, Volume | Image], manifest: Manifest) -> dict[str, Volume | Image]:
@@ -60,6 +61,14 @@ def prediction_as_sent(prediction: Prediction, seen: Volume | Image, source: Vol
             return replace(prediction, points=tuple(_carry(point, seen, source) for point in prediction.points))
         case _:
             return prediction
+
+
+def saliency_as_sent(saliency: Saliency, seen: Volume | Image, source: Volume | Image) -> Saliency:
+    """What the scores about `seen` came from in the slices of `source`; blended where these make no regular grid."""
+    if seen is source or not isinstance(seen, Volume) or not isinstance(source, Volume):
+        return saliency
+    parts = [replace(part, drops=carry_back(part.drops, seen.grid, source, order=1)) for part in saliency.parts]
+    return replace(saliency, parts=tuple(parts))
 
 
 def _blend(values: NDArray[np.uint8], seen: Volume, source: Volume) -> NDArray[np.uint8]:
