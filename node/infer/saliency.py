@@ -107,7 +107,7 @@ def _chosen(prediction: Scores, source: Volume | Image, most: int) -> list[int |
     if not isinstance(source, Image) or len(prediction.values) != source.array.shape[0]:
         return [None]
     best = [max(values.values(), default=0.0) for values in prediction.values]
-    return sorted(sorted(range(len(best)), key=lambda frame: (-best[frame], frame))[:most])
+    return [*sorted(sorted(range(len(best)), key=lambda frame: (-best[frame], frame))[:most])]
 
 
 def _counts(extent: Extent, patches: int, runs_max: int) -> Extent:

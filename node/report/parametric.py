@@ -1,8 +1,8 @@
 """Probabilities, and what a score came from, as Parametric Maps (PS3.3 A.75, C.8.32; IHE AIR, parametric maps).
 
 Integer maps have 16 bits per voxel (C.8.32.2), which more programs read than floating point; the real world value
-mapping says what they stand for. Each object holds one quantity of one finding: programs that know of no channels, dcmqi
-and ITK among them, read every one.
+mapping says what they stand for. Each object holds one quantity of one finding: programs that know of no channels,
+dcmqi and ITK among them, read every one.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from highdicom.pm import ParametricMap, RealWorldValueMapping
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian
 
+from node.dicom.codes import Code
 from node.dicom.volume import Image
 from node.infer.manifest import Finding
 from node.infer.results import filled_slices
 from node.infer.saliency import Explained, Saliency
 from node.report.kinds import Kind
 from node.report.seg import coded, stamp
-from node.report.slices import drop_geometry, refer_to_sources, stand_ins
+from node.report.slices import refer_to_sources, stand_ins
 from node.report.subject import MANUFACTURER, Subject
 
 CERTAIN = 255  # the stored value of a probability of 1
+ANATOMICAL_STRUCTURE = Code("SCT", "91723000", "Anatomical Structure")
 SIGNED_ZERO = 32767  # the stored value of a drop of 0; 0 and 65534 are -1 and 1
 
 
@@ -63,6 +64,7 @@ def make_maps(subject: Subject) -> list[Dataset]:
                 values[first:stop].astype(np.uint16),
                 range(first, stop),
                 mapping,
+                segment,
                 window=(CERTAIN / 2, CERTAIN),
                 parts=("map", str(label)),
                 number=number,
@@ -101,6 +103,7 @@ def make_saliency_maps(subject: Subject, saliency: Saliency) -> list[Dataset]:
                 _signed(part),
                 frames,
                 mapping,
+                finding,
                 window=_window(part),
                 parts=("map", "saliency", str(part.label), str(part.frame)),
                 number=number,
@@ -116,6 +119,7 @@ def _make(
     stored: NDArray[np.uint16],
     slices: range,
     mapping: RealWorldValueMapping,
+    finding: Finding,
     *,
     window: tuple[float, float],
     parts: tuple[str, ...],
@@ -150,9 +154,9 @@ def _make(
         series_description=subject.series_description(Kind.MAP),
     )
     refer_to_sources(made, subject)
+    _add_anatomy(made, finding)
     if isinstance(subject.source, Image):
-        drop_geometry(made, subject.source, subject.sources[0])
-    _mind_the_viewers(made, subject)
+        _say_size(made, subject.source)
     stamp(made, subject)
     organization = subject.uid(*parts, "dimensions")
     made.DimensionOrganizationSequence[0].DimensionOrganizationUID = organization
@@ -161,14 +165,27 @@ def _make(
     return made
 
 
-def _mind_the_viewers(made: Dataset, subject: Subject) -> None:
-    """What the modules of a map want and highdicom leaves out."""
-    if "Laterality" not in made and "ImageLaterality" not in made:
-        # Type 2C for a body part that may be paired, unless each image says it (PS3.3 C.7.3.1).
-        made.Laterality = None
-    for item in made.SharedFunctionalGroupsSequence:
-        if Tag("PixelMeasuresSequence") in item and not item.PixelMeasuresSequence:
-            del item.PixelMeasuresSequence
+def _add_anatomy(made: Dataset, finding: Finding) -> None:
+    """What part of the body the frames are of (Frame Anatomy, PS3.3 C.7.6.16.2.8); dcmqi 1.5.7 crashes without it."""
+    region = finding.anatomic_region or (finding.type if finding.category == ANATOMICAL_STRUCTURE else None)
+    item = Dataset()
+    item.FrameLaterality = {"left": "L", "right": "R", "both": "B"}.get(finding.laterality or "", "U")
+    item.AnatomicRegionSequence = [coded(region) if region else hd.sr.CodedConcept.from_code(codes.SCT.Tissue)]
+    (shared,) = made.SharedFunctionalGroupsSequence
+    shared.FrameAnatomySequence = [item]
+
+
+def _say_size(made: Dataset, image: Image) -> None:
+    """The size of an image's pixels where it is known.
+
+    Unlike a SEG, a map must have a frame of reference, plane positions and pixel measures (PS3.3 A.75.3, A.75.4): that
+    of a planar image has a space of its own, in which frames lie 1 apart, and pixels too where nobody knows their size.
+    """
+    if image.spacing_mm is None:
+        return
+    (shared,) = made.SharedFunctionalGroupsSequence
+    (measures,) = shared.PixelMeasuresSequence
+    measures.PixelSpacing = [f"{value:.10g}" for value in image.spacing_mm]
 
 
 def _say_of_what(mapping: RealWorldValueMapping, finding: Finding) -> None:
