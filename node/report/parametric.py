@@ -1,7 +1,7 @@
 """Probabilities, and what a score came from, as Parametric Maps (PS3.3 A.75, C.8.32; IHE AIR, parametric maps).
 
 Each object holds one quantity of one finding, for programs that know of no channels. Voxels are the quantity itself in
-32 bit floating point, which dcmqi 1.5.7 and so 3D Slicer insist on, or 16 bit integers (the least that C.8.32.2 allows),
+32 bit floating point, which dcmqi 1.5.7 and so 3D Slicer insist on, or 16 bit integers (the least of C.8.32.2),
 of half the size and open to lossless compression, whose meaning the real world value mapping gives.
 """
 
