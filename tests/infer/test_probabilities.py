@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from node.dicom.regrid import make_regular
 from node.dicom.volume import Image, SliceRef, Volume
 from node.errors import ModelError, OutputRefused
 from node.infer.bundle import BundleModel
@@ -49,6 +48,16 @@ WINDOW = {"_target_": "SlidingWindowInferer", "roi_size": [32, 32, 32], "overlap
 WHOLE = {"_target_": "SimpleInferer"}
 
 
+ABOUT: dict[str, Any] = {
+    "title": "Marker",
+    "intended_use": "Tests.",
+    "licence_code": "Apache-2.0",
+    "licence_weights": "none",
+    "inputs": {"image": {}},
+    "segments": {1: {"name": "Marker", "type": ["99TEST", "1", "Marker"]}},
+}
+
+
 def truth(volume: Volume | Image) -> NDArray[np.float64]:
     """What every network here gives as the probability of a voxel, 0 to 255."""
     return 255 / (1 + np.exp(-2 * (np.asarray(volume.array, np.float64) - 500) / 250))
@@ -60,7 +69,7 @@ def write_bundle(folder: Path, network: str, config: dict[str, Any], **parts: An
         "configs/metadata.json": json.dumps({"version": "0.1.0"}),
         "scripts/__init__.py": "",
         "scripts/net.py": network,
-        "dicom.yaml": json.dumps(manifest(**parts).model_dump(mode="json", exclude_defaults=True)),
+        "dicom.yaml": json.dumps(ABOUT | parts),
     }
     for path, text in contents.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +99,11 @@ CHAINS: dict[str, tuple[str, tuple[dict[str, Any], ...], dict[str, Any]]] = {
     "softmax, inversion, argmax, without windows": (TWO, (SOFTMAX, INVERT, ARGMAX), WHOLE),
     "sigmoid, inversion, threshold": (ONE, (SIGMOID, INVERT, HALF), WINDOW),
     "inversion, sigmoid, threshold": (ONE, (INVERT, SIGMOID, HALF), WINDOW),
-    "sigmoid, threshold, largest component, inversion": (ONE, (SIGMOID, HALF, LARGEST, INVERT), WHOLE),
+    "sigmoid, threshold, largest component, inversion": (
+        ONE,
+        (SIGMOID, HALF, LARGEST, INVERT | {"nearest_interp": True}),
+        WHOLE,
+    ),
     "no inversion": (TWO, (SOFTMAX, ARGMAX), WHOLE),
 }
 
@@ -289,10 +302,9 @@ def test_through_the_confined_process(tmp_path: Path) -> None:
     assert np.array_equal(there.probabilities[1], here.probabilities[1])
 
 
-THREE: Callable[[], Manifest] = lambda: manifest(  # noqa: E731
-    probabilities=True,
-    segments={value: {"name": f"S{value}", "type": ["99TEST", str(value), "S"]} for value in (2, 5, 7)},
-)
+def three() -> Manifest:
+    segments = {value: {"name": f"S{value}", "type": ["99TEST", str(value), "S"]} for value in (2, 5, 7)}
+    return manifest(probabilities=True, segments=segments)
 
 
 def labelled(volume: Volume) -> Labelmap:
@@ -305,7 +317,7 @@ def labelled(volume: Volume) -> Labelmap:
 
 def test_the_wire_carries_what_is_filled_and_nothing_else() -> None:
     volume, _ = soft_scan(*GEOMETRIES["axial"])
-    labelmap, about = labelled(volume), THREE()
+    labelmap, about = labelled(volume), three()
     files = [make_memory_file(labelmap.array.nbytes), make_memory_file(3 * labelmap.array.size)]
     write_array(files[0], labelmap.array)
     write_probabilities(files[1], labelmap, about)
@@ -325,7 +337,7 @@ def test_the_wire_carries_what_is_filled_and_nothing_else() -> None:
 )
 def test_the_worker_believes_no_slices(said: object) -> None:
     volume, _ = soft_scan(*GEOMETRIES["axial"])
-    labelmap, about = labelled(volume), THREE()
+    labelmap, about = labelled(volume), three()
     files = [make_memory_file(labelmap.array.nbytes), make_memory_file(3 * labelmap.array.size)]
     message = {**json.loads(json.dumps(describe_prediction(labelmap))), "probabilities": said}
     with pytest.raises(OutputRefused):
@@ -333,8 +345,6 @@ def test_the_worker_believes_no_slices(said: object) -> None:
 
 
 def test_tilted_slices_get_them_back_blended(shared_data: Path) -> None:
-    from node.dicom.regrid import make_regular
-
     source = tilted(shared_data)
     seen = make_regular(source)
 
@@ -349,13 +359,12 @@ def test_tilted_slices_get_them_back_blended(shared_data: Path) -> None:
             return inside + volume.positions_lps[:, None, None, :]
         return volume.grid.to_lps(np.stack([columns, rows, slices], axis=-1).reshape(-1, 3)).reshape(inside.shape)
 
-    small = replace(source, array=source.array[:, ::1, ::1])
     values = np.rint(wave(seen, places(seen))).astype(np.uint8)
     labelmap = Labelmap(np.zeros(seen.array.shape, np.uint16), seen.grid, probabilities={2: values})
-    back = prediction_as_sent(labelmap, seen, small)
+    back = prediction_as_sent(labelmap, seen, source)
     assert isinstance(back, Labelmap)
     assert back.probabilities is not None
     got = back.probabilities[2]
     assert got.shape == source.array.shape
     inside = got[1:-1, 2:-2, 2:-2].astype(float)
-    assert np.abs(inside - wave(small, places(small))[1:-1, 2:-2, 2:-2]).max() < 1.6
+    assert np.abs(inside - wave(source, places(source))[1:-1, 2:-2, 2:-2]).max() < 1.6
