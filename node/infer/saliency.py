@@ -90,7 +90,7 @@ def explain_scores(
     for frame in frames:
         values = prediction.values[frame or 0]
         label = max(sorted(values), key=lambda number: values[number])
-        asked = inputs if frame is None else {name: _one_frame(each, frame) for name, each in inputs.items()}
+        asked = inputs if frame is None else _one_frame(inputs, frame, len(source.array))
         drops = _drops(asked, prediction.input, counts, settings, lambda covered, label=label: ask(covered, label))
         grown = _grow(drops, extent)
         whole = grown if frame is None else grown[None]
@@ -186,11 +186,14 @@ def _grow(scores: NDArray[np.float32], extent: Extent) -> NDArray[np.float32]:
     return grown.astype(np.float32)
 
 
-def _one_frame(source: Volume | Image, frame: int) -> Volume | Image:
-    """One frame of an image as an image of its own."""
-    if not isinstance(source, Image):
-        return source
-    return replace(source, array=source.array[frame : frame + 1], frames=source.frames[frame : frame + 1])
+def _one_frame(inputs: Sources, frame: int, count: int) -> Sources:
+    """One frame of each image that has `count` of them as an image of its own."""
+    return {
+        name: replace(each, array=each.array[frame : frame + 1], frames=each.frames[frame : frame + 1])
+        if isinstance(each, Image) and len(each.array) == count
+        else each
+        for name, each in inputs.items()
+    }
 
 
 def _score(prediction: object, label: int) -> float:
