@@ -357,7 +357,9 @@ def test_tilted_slices_get_them_back_blended(shared_data: Path) -> None:
         inside = np.stack([columns, rows, np.zeros_like(rows)], axis=-1) @ volume.grid.affine_lps[:3, :3].T
         if volume.positions_lps is not None:
             return inside + volume.positions_lps[:, None, None, :]
-        return volume.grid.to_lps(np.stack([columns, rows, slices], axis=-1).reshape(-1, 3)).reshape(inside.shape)
+        return volume.grid.to_lps(np.stack([columns, rows, slices], axis=-1).reshape(-1, 3).astype(np.float64)).reshape(
+            inside.shape
+        )
 
     values = np.rint(wave(seen, places(seen))).astype(np.uint8)
     labelmap = Labelmap(np.zeros(seen.array.shape, np.uint16), seen.grid, probabilities={2: values})

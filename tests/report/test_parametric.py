@@ -67,7 +67,7 @@ def inherited(name: str) -> set[str]:
     return {error.split(" - ")[0] for error in INHERITED.get(name, ())}
 
 
-def voxels(made: Dataset) -> NDArray[np.generic]:
+def voxels(made: Dataset) -> NDArray[np.number]:
     """The stored values (frames, rows, columns)."""
     keyword, dtype = ("FloatPixelData", "<f4") if "FloatPixelData" in made else ("PixelData", "<u2")
     return np.frombuffer(made[keyword].value, dtype).reshape(-1, made.Rows, made.Columns)
@@ -76,7 +76,7 @@ def voxels(made: Dataset) -> NDArray[np.generic]:
 def meant(made: Dataset) -> NDArray[np.float64]:
     """What the stored values stand for, by the real world value mapping."""
     (mapping,) = made.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence
-    return voxels(made) * float(mapping.RealWorldValueSlope) + float(mapping.RealWorldValueIntercept)
+    return voxels(made).astype(np.float64) * float(mapping.RealWorldValueSlope) + float(mapping.RealWorldValueIntercept)
 
 
 def check_sources(made: Dataset, subject: Subject, slices: range) -> None:
@@ -143,7 +143,7 @@ def test_dcmqi_reads_the_same_values_in_the_same_place(shared_data: Path, tmp_pa
 def test_highdicom_reads_it_and_what_it_stands_for(shared_data: Path, tmp_path: Path) -> None:
     subject = probable(shared_data, "siemens_ct")
     write(make_maps(subject)[1], tmp_path / "map.dcm")
-    read = hd.pm.pmread(tmp_path / "map.dcm")
+    read = hd.pm.ParametricMap.from_dataset(dcmread(tmp_path / "map.dcm"))
     (mapping,) = read.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence
     said = {
         item.ConceptNameCodeSequence[0].CodeMeaning: item.ConceptCodeSequence[0].CodeMeaning
