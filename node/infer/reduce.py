@@ -63,11 +63,13 @@ class NoProbabilities(Exception):
 
 def quantise(values: torch.Tensor) -> torch.Tensor:
     """Probabilities as uint8, 255 for certain; what is not a number is 0."""
-    if values.numel():
-        low, high = (float(end) for end in torch.nan_to_num(values).aminmax())
-        if low < -_SLACK or high > 1 + _SLACK:
-            raise NoProbabilities(f"{low:.3g}" if low < -_SLACK else f"{high:.3g}")
-    return torch.nan_to_num(values).mul(255).round().clamp(0, 255).to(torch.uint8)
+    if not values.any():
+        return torch.zeros(values.shape, dtype=torch.uint8, device=values.device)
+    clean = torch.nan_to_num(values)
+    low, high = (float(end) for end in clean.aminmax())
+    if low < -_SLACK or high > 1 + _SLACK:
+        raise NoProbabilities(f"{low:.3g}" if low < -_SLACK else f"{high:.3g}")
+    return clean.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _certainties(logits: torch.Tensor, *, activation: str, assumed: bool) -> torch.Tensor:
