@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import SimpleITK as sitk
@@ -18,6 +18,8 @@ from scipy import ndimage
 
 from node.dicom.volume import Affine, Grid, SliceRef, Volume
 from node.errors import InputRefused
+
+_Value = TypeVar("_Value", np.uint8, np.uint16, np.float32)
 
 BLOCK = 32  # slices at a time
 MOST_GROWTH = 4  # a regular volume has at most so many times the slices that were acquired
@@ -85,12 +87,15 @@ def make_regular(volume: Volume) -> Volume:
     return replace(volume, array=array, grid=grid, slices=tuple(refs), positions_lps=None)
 
 
-def carry_back(labels: NDArray[np.uint16], regular_grid: Grid, volume: Volume) -> NDArray[np.uint16]:
+def carry_back(
+    labels: NDArray[_Value], regular_grid: Grid, volume: Volume, *, order: Literal[0, 1] = 0
+) -> NDArray[_Value]:
     """A label map on `regular_grid` as the acquired slices of `volume` have it: the nearest label of every voxel.
 
-    `labels` has the grid's shape, the result that of `volume.array`. Outside of the grid there is no label (0).
+    `labels` has the grid's shape, the result that of `volume.array`. Outside of the grid there is no label (0). With
+    order 1 it is a map of values that blend, such as probabilities.
     """
-    found = np.zeros(volume.array.shape, np.uint16)
+    found = np.zeros(volume.array.shape, labels.dtype)
     for index, first in enumerate(slice_positions(volume)):
         # The labels' indices (slice, row, column) of the slice's first voxel, and what they grow by per row and column.
         place = np.eye(4)
@@ -98,13 +103,14 @@ def carry_back(labels: NDArray[np.uint16], regular_grid: Grid, volume: Volume) -
         place[:3, 3] = first
         matrix = (np.linalg.inv(regular_grid.affine_lps) @ place)[:3][::-1]
         per_column, per_row, start = matrix[:, 0], matrix[:, 1], matrix[:, 3]
-        if np.abs(per_row - (0, 1, 0)).max() < ALIGNED and np.abs(per_column - (0, 0, 1)).max() < ALIGNED:
+        aligned = np.abs(per_row - (0, 1, 0)).max() < ALIGNED and np.abs(per_column - (0, 0, 1)).max() < ALIGNED
+        if aligned and (order == 0 or np.abs(start - np.rint(start)).max() < ALIGNED):
             _copy_whole_voxels(labels, np.rint(start).astype(int), found[index])
         else:
             turn = np.column_stack([np.zeros(3), per_row, per_column])
             # SciPy's stubs know offsets of one number only.
             offset: Any = start
-            ndimage.affine_transform(labels, turn, offset, (1, *found.shape[1:]), found[index : index + 1], order=0)
+            ndimage.affine_transform(labels, turn, offset, (1, *found.shape[1:]), found[index : index + 1], order=order)
     return found
 
 
@@ -269,7 +275,7 @@ def _shift(
     return canvas
 
 
-def _copy_whole_voxels(labels: NDArray[np.uint16], start: NDArray[np.int_], out: NDArray[np.uint16]) -> None:
+def _copy_whole_voxels(labels: NDArray[_Value], start: NDArray[np.int_], out: NDArray[_Value]) -> None:
     """The part of one slice of `labels` that begins at `start` (slice, row, column), as far as there is one."""
     if not 0 <= start[0] < labels.shape[0]:
         return

@@ -20,7 +20,7 @@ from monai.transforms.inverse import InvertibleTransform
 from monai.transforms.post.dictionary import Invertd
 from monai.utils import TraceKeys
 
-from node.infer.reduce import activate, label_dtype
+from node.infer.reduce import activate, label_dtype, quantise
 from node.infer.resampling import Resampling, part_of, resampler_of, row_blocks
 
 _CLASS_BYTES = 512 * 2**20  # of the classes that are resampled together, in the type that resampling computes in
@@ -38,7 +38,9 @@ _BY_CHANNEL = _MOVING | {"SpatialResample", "Resize", "Zoom", "Rotate", "Affine"
 class Reduction:
     """What becomes of the classes; `labels` and `masks` as in MONAI's `AsDiscrete(argmax=)` and `(threshold=)`."""
 
-    kind: str  # "labels", "masks", or the classes themselves: "values" (float32), "kept" (in their type)
+    # "labels", "masks", or the classes themselves: "values" (float32), "kept" (in their type), "certainties" (as uint8,
+    # 255 for 1).
+    kind: str
     after: str = "none"  # activation of the values on the source grid: "none" or "sigmoid"
     threshold: float = 0.5  # masks are 1 where the value is at least this
 
@@ -75,6 +77,20 @@ class ChunkedInvertd(Invertd):
             for key in self.key_iterator(item):
                 item[key] = item[key].to(self.dtype)
         return item
+
+    @property
+    def original(self) -> InvertibleTransform:
+        """The preprocessing whose inverse this is."""
+        return self._inverse.original
+
+
+class InvertCertaintiesd(ChunkedInvertd):
+    """Probabilities (0 to 1) on the network's grid to probabilities on the source's as uint8, 255 for certain."""
+
+    def __init__(self, keys: Any, transform: InvertibleTransform, *, orig_keys: str, after: str = "none"):
+        """`after` is the activation on the source's grid, for values that were interpolated before it."""
+        super().__init__(keys, transform, orig_keys=orig_keys, nearest_interp=False)
+        self._inverse.reduction = Reduction("certainties", after)
 
 
 class ChunkedInvertArgmaxd(ChunkedInvertd):
@@ -175,7 +191,7 @@ class _ReducedInverse(Compose):
         self.reduction = reduction
         self.block_bytes = block_bytes
         self._class_bytes = class_bytes
-        self._original = transform
+        self.original = transform
         self._remarks = remarks
 
     def inverse(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
@@ -240,7 +256,7 @@ class _ReducedInverse(Compose):
         result: _Result | None = None
         inverted = tensor
         for first in range(0, tensor.shape[0], size):
-            part = self._original.inverse({key: part_of(tensor, slice(first, first + size))})[key]
+            part = self.original.inverse({key: part_of(tensor, slice(first, first + size))})[key]
             inverted = part if isinstance(part, MetaTensor) else MetaTensor(torch.as_tensor(part))
             plain = inverted.as_tensor()
             result = result or _Result(self.reduction, (tensor.shape[0], *plain.shape[1:]), tensor, plain.device)
@@ -304,7 +320,7 @@ class _Result:
         device = device or source.device
         if reduction.kind == "labels":
             self.values = torch.zeros((1, *shape[1:]), dtype=label_dtype(shape[0]), device=device)
-        elif reduction.kind == "masks":
+        elif reduction.kind in ("masks", "certainties"):
             self.values = torch.zeros(tuple(shape), dtype=torch.uint8, device=device)
         else:
             whole = reduction.kind == "kept" and not source.is_floating_point()
@@ -316,6 +332,9 @@ class _Result:
         values = activate(values, self._reduction.after)
         if self._reduction.kind == "masks":
             self.values[first : first + len(values), rows] = values >= self._reduction.threshold
+            return
+        if self._reduction.kind == "certainties":
+            self.values[first : first + len(values), rows] = quantise(values)
             return
         if self._reduction.kind in ("values", "kept"):
             self.values[first : first + len(values), rows] = values.to(self.values.dtype)

@@ -13,39 +13,73 @@ import torch
 from monai.inferers.inferer import SlidingWindowInferer
 
 from node.infer.inspection import components
-from node.infer.reduce import to_labels, to_masks, to_values
+from node.infer.poststeps import (
+    PASSES_LABELS,
+    Component,
+    Recipe,
+    activation_of,
+    is_argmax,
+    is_used,
+    kind_of,
+    threshold_of,
+    work_on_prediction,
+)
+from node.infer.reduce import to_certainties, to_labels, to_masks, to_values
 from node.infer.sliding import SlabSlidingWindowInferer
-
-Component = dict[str, Any]
 
 _WINDOWS = ("SlidingWindowInferer", "SlidingWindowInfererAdapt")
 _RESAMPLES = (  # how such transforms' names begin
     "Spacing", "SpatialResample", "Resample", "Resize", "Zoom", "Rotate", "Affine", "Rand", "Warp", "Grid",
 )  # fmt: skip
-_PASSES_LABELS = ("KeepLargestConnectedComponent", "RemoveSmallObjects", "FillHoles", "EnsureType", "ToDevice")
+_SLAB_INFERER = "node.infer.bounded.slab_inferer"
 _REDUCTIONS = {"labels": to_labels, "masks": to_masks, "values": to_values}
 
 
-def bound_memory(config: Component) -> bool:
-    """Exchange what can be in a parsed inference configuration, in place; whether anything was."""
+def bound_memory(config: Component, recipe: Recipe | None = None) -> bool:
+    """Exchange what can be in a parsed inference configuration, in place; whether anything was.
+
+    With `recipe` a sliding window that would return decisions only keeps the probabilities beside them.
+    """
+    exchanged = _exchange_chain(config)
+    inferer = config.get("inferer")
+    if exchanged and recipe is not None and isinstance(inferer, dict) and inferer.get("kind") in ("labels", "masks"):
+        inferer |= {"beside": recipe.before, "assumed": recipe.assumed}
+    return exchanged
+
+
+def _exchange_chain(config: Component) -> bool:
     post = config.get("postprocessing")
     steps = post.get("transforms") if isinstance(post, dict) else None
     if not isinstance(steps, list) or not all(isinstance(step, dict) and "_target_" in step for step in steps):
         return False
     if not all(isinstance(step.get("_disabled_", False), bool | type(None)) for step in steps):
         return False  # an expression: it is not known yet which steps run
-    if not _is_used(config, "inferer") or not _is_used(config, "postprocessing"):
+    if not is_used(config, "inferer") or not is_used(config, "postprocessing"):
         return False
-    live = [step for step in steps if not step.get("_disabled_") and _kind(step) != "EnsureType"]
-    if any(_kind(step) == "Invert" and step.get("post_func") is not None for step in live):
+    live = [step for step in steps if not step.get("_disabled_") and kind_of(step) != "EnsureType"]
+    if any(kind_of(step) == "Invert" and step.get("post_func") is not None for step in live):
         return False  # a function of the values that are inverted
-    windowed = isinstance(config.get("inferer"), dict) and _kind(config["inferer"]) in _WINDOWS
+    windowed = isinstance(config.get("inferer"), dict) and kind_of(config["inferer"]) in _WINDOWS
     return _argmax_then_invert(config, live, windowed) or _invert_then_decide(config, live, windowed)
 
 
-def slab_inferer(inferer: SlidingWindowInferer, kind: str, **reduction: Any) -> SlabSlidingWindowInferer:
-    """What a configuration's sliding window becomes: the same windows, reduced slab by slab."""
-    return SlabSlidingWindowInferer.of(inferer, _REDUCTIONS[kind](**reduction))
+def slab_inferer(
+    inferer: SlidingWindowInferer, kind: str, *, beside: str | None = None, assumed: bool = False, **reduction: Any
+) -> SlabSlidingWindowInferer:
+    """What a configuration's sliding window becomes: the same windows, reduced slab by slab.
+
+    `beside` is the activation of the probabilities that are kept beside what `kind` says, `assumed` as in `Recipe`.
+    """
+    kept = None if beside is None else to_certainties(beside, assumed=assumed)
+    return SlabSlidingWindowInferer.of(inferer, _REDUCTIONS[kind](**reduction), beside=kept)
+
+
+def applied_activation(config: Component) -> str:
+    """What the exchanged sliding window does to the classes that it returns; "none" for one that stayed as it was."""
+    inferer = config.get("inferer")
+    if not isinstance(inferer, dict) or inferer.get("_target_") != _SLAB_INFERER:
+        return "none"
+    return str(inferer.get("activation", "none"))
 
 
 def remarks_of(inferer: Any, postprocessing: Any) -> tuple[str, ...]:
@@ -56,16 +90,16 @@ def remarks_of(inferer: Any, postprocessing: Any) -> tuple[str, ...]:
 
 def _argmax_then_invert(config: Component, live: list[Component], windowed: bool) -> bool:
     """[Activationsd] → AsDiscreted(argmax) → (what passes labels on) → Invertd."""
-    kinds = [_kind(step) for step in live]
+    kinds = [kind_of(step) for step in live]
     start = 1 if kinds[:1] == ["Activations"] else 0
     if not windowed or kinds[start : start + 1] != ["AsDiscrete"] or "Invert" not in kinds:
         return False
     decide, invert = live[start], live[kinds.index("Invert")]
     between = kinds[start + 1 : kinds.index("Invert")]
-    activation = _activation(live[0]) if start else "none"
-    if not _is_argmax(decide) or activation is None or not all(kind in _PASSES_LABELS for kind in between):
+    activation = activation_of(live[0]) if start else "none"
+    if not is_argmax(decide) or activation is None or not all(kind in PASSES_LABELS for kind in between):
         return False
-    if not _same_key([*live[:start], decide, invert]):
+    if not work_on_prediction([*live[:start], decide, invert]):
         return False
     for step in live[: start + 1]:
         step["_disabled_"] = True
@@ -77,24 +111,29 @@ def _argmax_then_invert(config: Component, live: list[Component], windowed: bool
 
 def _invert_then_decide(config: Component, live: list[Component], windowed: bool) -> bool:
     """Activationsd → Invertd → AsDiscreted, or Invertd → [Activationsd] → AsDiscreted."""
-    kinds = [_kind(step) for step in live]
+    kinds = [kind_of(step) for step in live]
     if "Invert" not in kinds:
         return False
     place = kinds.index("Invert")
     invert = live[place]
     before, after = live[:place], live[place + 1 :]
-    if [_kind(step) for step in before] not in ([], ["Activations"]) or invert.get("nearest_interp") is True:
+    if [kind_of(step) for step in before] not in ([], ["Activations"]) or invert.get("nearest_interp") is True:
         return False
-    first = _activation(before[0]) if before else "none"
+    first = activation_of(before[0]) if before else "none"
     second = "none"
     decide = after[0] if after else {}
-    if _kind(decide) == "Activations":
-        second, decide = _activation(decide), (after[1] if len(after) > 1 else {})
+    if kind_of(decide) == "Activations":
+        second, decide = activation_of(decide), (after[1] if len(after) > 1 else {})
     used = [*before, invert, *after[: after.index(decide) + 1]] if decide in after else []
-    if _kind(decide) != "AsDiscrete" or first is None or second not in ("none", "sigmoid") or not _same_key(used):
+    if (
+        kind_of(decide) != "AsDiscrete"
+        or first is None
+        or second not in ("none", "sigmoid")
+        or not work_on_prediction(used)
+    ):
         return False
-    threshold = _threshold(decide)
-    if not (_is_argmax(decide) and second == "none") and threshold is None:
+    threshold = threshold_of(decide)
+    if not (is_argmax(decide) and second == "none") and threshold is None:
         return False
     resampled = _may_resample(config, invert)
     for step in used:
@@ -117,12 +156,6 @@ def _invert_then_decide(config: Component, live: list[Component], windowed: bool
     return True
 
 
-def _is_used(config: Component, name: str) -> bool:
-    """Whether the evaluator takes this part, and not another that the exchange would not reach."""
-    evaluator = config.get("evaluator")
-    return isinstance(evaluator, dict) and evaluator.get(name) in (f"@{name}", f"$@{name}")
-
-
 def _may_resample(config: Component, invert: Component) -> bool:
     """Whether the inversion interpolates, as far as it can be known: a reference, an expression or a transform of the
     bundle's own (spleen_deepedit_annotation adds up lists) may hide anything.
@@ -133,7 +166,7 @@ def _may_resample(config: Component, invert: Component) -> bool:
     steps = before.get("transforms")
     if not isinstance(steps, list) or not all(isinstance(step, dict) and "_target_" in step for step in steps):
         return True
-    return any(_kind(part).startswith(_RESAMPLES) or not _is_monai(part) for part in components(before))
+    return any(kind_of(part).startswith(_RESAMPLES) or not _is_monai(part) for part in components(before))
 
 
 def _is_monai(component: Component) -> bool:
@@ -143,7 +176,7 @@ def _is_monai(component: Component) -> bool:
 
 def _slab(config: Component, kind: str, **reduction: Any) -> None:
     config["inferer"] = {
-        "_target_": "node.infer.bounded.slab_inferer",
+        "_target_": _SLAB_INFERER,
         "inferer": config["inferer"],
         "kind": kind,
         **reduction,
@@ -155,34 +188,3 @@ def _exchange(invert: Component, name: str, live: list[Component]) -> None:
     own = [step for step in live[live.index(invert) + 1 :] if step.get("_disabled_") is not True]
     if own:  # what follows was written for MONAI's float32
         invert["dtype"] = torch.float32
-
-
-def _kind(component: Component) -> str:
-    """The transform's name without the letter that says that it works on dictionaries."""
-    name = str(component.get("_target_", "")).rpartition(".")[2]
-    return name.removesuffix("Dict").rstrip("dD") if name.endswith(("d", "D", "Dict")) else name
-
-
-def _activation(step: Component) -> str | None:
-    """What an Activationsd does; None when that is something that has no twin here."""
-    said = {name for name in ("softmax", "sigmoid") if step.get(name) is True}
-    odd = [key for key in step if key not in ("_target_", "keys", *said) and step[key]]
-    return said.pop() if len(said) == 1 and not odd else None
-
-
-def _is_argmax(step: Component) -> bool:
-    odd = [key for key in step if key not in ("_target_", "keys", "argmax") and step[key] is not None]
-    return step.get("argmax") in (True, [True]) and not odd
-
-
-def _threshold(step: Component) -> float | None:
-    odd = [key for key in step if key not in ("_target_", "keys", "threshold") and step[key] is not None]
-    value = step.get("threshold")
-    if not isinstance(value, int | float) or isinstance(value, bool) or odd:
-        return None
-    return float(value) if value > 0 else None  # zeros, which an inversion puts around a crop, must stay background
-
-
-def _same_key(steps: list[Component]) -> bool:
-    """Whether every step works on the prediction and nothing else."""
-    return all(step.get("keys") in ("pred", ["pred"], "@pred", ["@pred"]) for step in steps)

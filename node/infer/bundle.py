@@ -13,6 +13,7 @@ import node.infer.torchvision_operators  # noqa: F401 - before MONAI
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -26,13 +27,15 @@ from numpy.typing import NDArray
 
 from node.dicom.volume import Image, Volume
 from node.errors import ModelError, OutputRefused
-from node.infer.bounded import remarks_of
+from node.infer.bounded import applied_activation, bound_memory, remarks_of
 from node.infer.bundle_config import load_weights, output_transform, parse_bundle
 from node.infer.bundle_output import Item, read_boxes, read_labels, read_landmarks, read_scores
 from node.infer.failures import explained
 from node.infer.manifest import Manifest, Task
+from node.infer.poststeps import probability_recipe
 from node.infer.presented import MemoryReader
-from node.infer.results import Labelmap, Prediction, check_labelmap
+from node.infer.probabilities import ProbabilityTap, stack_frames
+from node.infer.results import NO_PROBABILITIES, Certainties, Labelmap, Prediction, check_labelmap
 from node.infer.shims import mended_libraries
 from node.infer.sources import sources_of, tell_of
 
@@ -49,6 +52,7 @@ class BundleModel:
         self._modules: dict[str, ModuleType] = {}
         self._clock = _Clock(self._device)
         self._pieces: tuple[Any, Any] = (None, None)  # its inferer and its post-processing
+        self._tap: ProbabilityTap | None = None  # where probabilities are wanted
         self._finish: Any = None  # what a saving handler of the bundle would have done to the output
         self._evaluator: Any = self._load()
 
@@ -84,7 +88,7 @@ class BundleModel:
 
     def close(self) -> None:
         """Let go of the network and of the bundle's own modules."""
-        self._evaluator = self._finish = None
+        self._evaluator = self._finish = self._tap = None
         self._pieces = (None, None)
         self._modules.clear()
         if torch.cuda.is_available():
@@ -93,12 +97,14 @@ class BundleModel:
     def _predict(self, source: Volume | Image, name: str, manifest: Manifest) -> Prediction:
         match manifest.task:
             case Task.SEGMENTATION if isinstance(source, Volume):
-                array = self._labels(source, None)
+                array, found = self._labels(source, None)
                 labels = check_labelmap(array, source.grid, manifest.label_names)
-                return Labelmap(labels, source.grid, name, self._remarks())
+                return self._labelmap(Labelmap(labels, source.grid, name, self._remarks()), found)
             case Task.SEGMENTATION if isinstance(source, Image):
-                frames = np.stack([self._labels(source, frame) for frame in range(len(source.frames))])
-                return Labelmap(check_labelmap(frames, frames.shape, manifest.label_names), None, name)
+                frames = [self._labels(source, frame) for frame in range(len(source.frames))]
+                array = np.stack([labels for labels, _ in frames])
+                labels = check_labelmap(array, array.shape, manifest.label_names)
+                return self._labelmap(Labelmap(labels, None, name), stack_frames([found for _, found in frames]))
             case Task.DETECTION:
                 item = self._run(None)
                 return read_boxes(item, manifest, self._seen(item), name)
@@ -108,9 +114,17 @@ class BundleModel:
             case _:
                 return read_landmarks(self._run(None), manifest, source, name)
 
-    def _labels(self, source: Volume | Image, frame: int | None) -> NDArray[np.number]:
+    def _labels(self, source: Volume | Image, frame: int | None) -> tuple[NDArray[np.number], Certainties]:
         item = self._run(frame)
-        return read_labels(item, self._manifest, self._seen(item), source)
+        labels = read_labels(item, self._manifest, self._seen(item), source)
+        return labels, self._tap.give(self._seen(item), source) if self._tap else {}
+
+    def _labelmap(self, labelmap: Labelmap, found: Certainties) -> Labelmap:
+        if self._tap is None:
+            return labelmap
+        if not found:
+            return replace(labelmap, remarks=(*labelmap.remarks, NO_PROBABILITIES))
+        return replace(labelmap, probabilities=found)
 
     def _run(self, frame: int | None) -> Item:
         """One run of the bundle's evaluator, and the item that came out of its post-processing."""
@@ -155,12 +169,19 @@ class BundleModel:
         """The bundle's evaluator, with its weights."""
         with self._running("be loaded"):
             parser = parse_bundle(self._folder, self._manifest, self._device, self._memory)
+            recipe = probability_recipe(parser.get()) if self._manifest.probabilities else None
+            if self._manifest.task is Task.SEGMENTATION:
+                bound_memory(parser.get(), recipe)
             load_weights(parser, self._folder, self._device)
             evaluator = parser.get_parsed_content("evaluator", instantiate=True)
             self._finish = output_transform(parser)
             self._pieces = (evaluator.inferer, parser.get_parsed_content("postprocessing", default=None))
             if self._manifest.task is Task.SEGMENTATION:
                 evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, _check_extent)
+            if recipe is not None:
+                applied = applied_activation(parser.get())
+                self._tap = ProbabilityTap(recipe, applied, self._pieces[1], self._manifest)
+                evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._tap.keep)
             self._clock.watch(evaluator)
             return evaluator
 

@@ -13,9 +13,8 @@ import torch
 from monai.bundle.config_parser import ConfigParser
 
 from node.errors import ModelError
-from node.infer.bounded import bound_memory
 from node.infer.inspection import REQUIRED, components
-from node.infer.manifest import Manifest, Task
+from node.infer.manifest import Manifest
 from node.infer.presented import MemoryReader
 from node.infer.shims import mend_component, mend_expression
 
@@ -65,8 +64,6 @@ def parse_bundle(folder: Path, manifest: Manifest, device: torch.device, memory:
     }
     for identifier, value in manifest.overrides.items():
         parser[identifier] = value
-    if manifest.task is Task.SEGMENTATION:
-        bound_memory(parser.get())
     return parser
 
 

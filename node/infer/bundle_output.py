@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,19 @@ def read_labels(item: Item, manifest: Manifest, seen: Any, source: Volume | Imag
         tensor = tensor.argmax(dim=0, keepdim=True)
     for value in manifest.background:
         tensor = torch.where(tensor == value, torch.zeros_like(tensor), tensor)
+    labels = place_map(tensor, seen, source)
+    if isinstance(source, Volume) and tensor.any() and not labels.any():
+        raise OutputRefused("the model's labels lie outside the image: what it returned has another place in space")
+    return labels
+
+
+def place_map(
+    tensor: torch.Tensor, seen: Any, source: Volume | Image, mode: Literal["nearest", "bilinear"] = "nearest"
+) -> NDArray[np.number]:
+    """A map (1, x, y[, z]) on the volume's grid (slices, rows, columns), or on an image's frame (rows, columns).
+
+    `mode` says what becomes of it where it must be resampled. `OutputRefused` as in `read_labels`.
+    """
     found = tuple(tensor.shape[1:])
     if isinstance(source, Image):
         wanted = source.array.shape[2:0:-1]
@@ -47,10 +60,7 @@ def read_labels(item: Item, manifest: Manifest, seen: Any, source: Volume | Imag
         seen_here = isinstance(seen, MetaTensor) and tuple(seen.shape[1:]) == found
         affine = seen.affine if seen_here else torch.as_tensor(source.grid.affine_ras)
         tensor = MetaTensor(torch.as_tensor(_numbers(tensor)), affine=affine)
-    labels = to_grid(tensor[0], source)  # pyright: ignore[reportArgumentType]
-    if tensor.any() and not labels.any():
-        raise OutputRefused("the model's labels lie outside the image: what it returned has another place in space")
-    return labels
+    return to_grid(tensor[0], source, mode)  # pyright: ignore[reportArgumentType]
 
 
 def _has_place(tensor: torch.Tensor) -> bool:

@@ -150,11 +150,11 @@ def _serve(channel: Any, package: Mapping[str, str], device: str) -> None:
     channel.send({"loaded": True} | _memory())
     while True:
         try:
-            request, descriptors = channel.receive_with_descriptors(len(manifest.inputs) + 1)
+            request, descriptors = channel.receive_with_descriptors(len(manifest.inputs) + 2)
         except EOFError:
             return
         try:
-            reply = _predict(model, request["inputs"], descriptors)
+            reply = _predict(model, manifest, request["inputs"], descriptors)
         except BaseException as error:  # a model may raise anything, SystemExit too
             reply = _explain(error, "run", package["name"])
         finally:
@@ -163,21 +163,26 @@ def _serve(channel: Any, package: Mapping[str, str], device: str) -> None:
         channel.send(reply | _memory() | {"asked": request["asked"]})
 
 
-def _predict(model: Any, inputs: Mapping[str, Any], descriptors: list[int]) -> dict[str, Any]:
-    """Run on what the message describes; `descriptors` are the inputs' memory files and, last, the label map's."""
+def _predict(model: Any, manifest: Any, inputs: Mapping[str, Any], descriptors: list[int]) -> dict[str, Any]:
+    """Run on what the message describes; `descriptors` are the inputs' memory files, the label map's and, where the
+    manifest wants them, the probabilities'.
+    """
     from node.infer.results import Labelmap
-    from node.infer.wire import describe_prediction, restore_input, write_array
+    from node.infer.wire import describe_prediction, restore_input, write_array, write_probabilities
 
     prediction = model.predict(
         {
             name: restore_input(described, descriptor)
-            for (name, described), descriptor in zip(inputs.items(), descriptors[:-1], strict=True)
+            for (name, described), descriptor in zip(inputs.items(), descriptors[: len(inputs)], strict=True)
         }
     )
     reply = describe_prediction(prediction)
     # A larger one is refused for its shape.
-    if isinstance(prediction, Labelmap) and prediction.array.nbytes <= os.fstat(descriptors[-1]).st_size:
-        write_array(descriptors[-1], prediction.array)
+    labelmap, *probabilities = descriptors[len(inputs) :]
+    if isinstance(prediction, Labelmap) and prediction.array.nbytes <= os.fstat(labelmap).st_size:
+        write_array(labelmap, prediction.array)
+        for descriptor in probabilities:
+            write_probabilities(descriptor, prediction, manifest)
     seconds = getattr(model, "seconds", {})
     return reply | {"seconds": dict(seconds)}
 

@@ -90,26 +90,30 @@ class HostedModel:
         host = self._host
         if host is None:  # stopped by another thread in this moment
             raise ModelError(self._sentence("it was stopped"))
-        limit_s = self._package.manifest.timeout_s
+        manifest = self._package.manifest
+        limit_s = manifest.timeout_s
         voxels = max(
             source.array.shape[0] * source.array.shape[1] * source.array.shape[2] for source in inputs.values()
         )
-        labelmap = make_memory_file(voxels * 2)
+        results = [make_memory_file(voxels * 2)]
         try:
-            host.ask(inputs, labelmap)
+            if manifest.probabilities:  # takes memory only where something is written
+                results.append(make_memory_file(voxels * len(manifest.segments)))
+            host.ask(inputs, results)
             late = f"it ran longer than {limit_s:.0f} s (timeout_s in dicom.yaml)"
             message = host.answer(time.monotonic() + limit_s, late)
             host.note_memory(message)
             _raise_if_error(message)
             self.seconds = restore_seconds(message)
-            return restore_prediction(message, self._package.manifest, inputs, labelmap)
+            return restore_prediction(message, manifest, inputs, *results)
         except (InputRefused, OutputRefused):  # an answer: the process is as good as before
             raise
         except BaseException:
             self._drop()
             raise
         finally:
-            os.close(labelmap)
+            for descriptor in results:
+                os.close(descriptor)
 
     def stop(self, why: str) -> None:
         """End its process at once, from any thread: the run that waits for it raises `ModelError` with this sentence.
@@ -228,15 +232,15 @@ class _Host:
         except (KeyError, TypeError):
             raise ModelError(f"model {self.name}: its process did not say what protects it") from None
 
-    def ask(self, inputs: Mapping[str, Volume | Image], labelmap: int) -> None:
-        """Send the inputs, and where a label map goes."""
+    def ask(self, inputs: Mapping[str, Volume | Image], results: list[int]) -> None:
+        """Send the inputs, and where a label map and its probabilities go."""
         self._asked += 1
         described = {name: describe_input(source) for name, source in inputs.items()}
         files: list[int] = []
         try:
             for source in inputs.values():
                 files.append(keep_in_memory_file(source.array))
-            self._channel.send({"inputs": described, "asked": self._asked}, [*files, labelmap])
+            self._channel.send({"inputs": described, "asked": self._asked}, [*files, *results])
         except TimeoutError:
             raise ModelError(f"model {self.name}: its process does not read what it is sent") from None
         except (BrokenPipeError, ConnectionResetError):

@@ -23,6 +23,7 @@ from node.errors import ModelError
 from node.infer.manifest import Manifest, Task
 from node.infer.package import INFERENCE, METADATA, Package
 from node.infer.packagings import Adapter
+from node.infer.poststeps import probability_recipe
 from node.infer.weights import count_weights
 
 REQUIRED = ("network_def", "inferer", "evaluator", "dataset", "preprocessing")
@@ -61,6 +62,16 @@ def _inspect_bundle(package: Package, *, read: bool) -> Iterator[Remark]:
     yield from _apply_overrides(config, package.manifest.overrides, metadata)
     yield from _look_for_weights(package, config, read=read)
     yield from _compare_labels(package.manifest, metadata)
+    if package.manifest.probabilities:
+        yield _look_for_probabilities(config)
+
+
+def _look_for_probabilities(config: dict[str, Any]) -> Remark:
+    try:
+        probability_recipe(config)
+    except ModelError as reason:
+        return Remark("wrong", str(reason))
+    return Remark("good", "its post-processing says what makes probabilities of the network's output")
 
 
 def _look_for_program(package: Package) -> Iterator[Remark]:

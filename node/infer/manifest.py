@@ -165,6 +165,16 @@ OF_VALUES = (
 )
 
 
+class Explanation(Section):
+    """How the map is made that says where a classifier's score came from (`node.infer.saliency`)."""
+
+    patches: WholeNumber = Field(default=8, ge=2, le=32)  # along each axis, each overlapping the next one by half
+    fill: Literal["local mean", "background"] = "local mean"  # what stands in a patch's place; background: the minimum
+    frames: WholeNumber = Field(default=1, ge=1, le=32)  # of an image judged frame by frame: the most certain ones
+    runs_max: WholeNumber = Field(default=600, ge=4, le=20_000)  # of the model; more patches than that are made fewer
+    timeout_s: Number = Field(default=600, gt=0)  # after which the map is given up
+
+
 class BoxKeys(Section):
     """Where a bundle's detections stand in its output, and in what terms."""
 
@@ -227,6 +237,8 @@ class Manifest(Section):
     )
     # Values outside of it, both ends included, count for no measurement of values (re-segmentation of IBSI, 2.6).
     intensity_range: tuple[Number, Number] | None = None
+    probabilities: bool = False  # whether a segmentation's probabilities are kept beside its labels
+    saliency: Explanation | None = None  # a classifier's map of what its score came from; none: not made
     algorithm_family: CodeTriplet = Code("DCM", "123110", "Artificial Intelligence")
     timeout_s: Number = Field(default=1800, gt=0)
     network: Network | None = None  # of torchscript and torch-export
@@ -336,6 +348,18 @@ class Manifest(Section):
                 raise ValueError("a classification of volumes needs network.dimensions: 3")
             if network.roi is not None:
                 raise ValueError("a classification sees the whole image: no network.roi")
+
+    @model_validator(mode="after")
+    def _check_maps(self) -> Self:
+        if self.saliency is not None and self.task is not Task.CLASSIFICATION:
+            raise ValueError(f"saliency means nothing for a {self.task}: it says where a classifier's score came from")
+        if not self.probabilities:
+            return self
+        if self.task is not Task.SEGMENTATION:
+            raise ValueError(f"probabilities mean nothing for a {self.task}: they are of a segmentation's labels")
+        if self.adapter is Adapter.COMMAND:
+            raise ValueError("probabilities are not available from the adapter command, which returns labels only")
+        return self
 
     @property
     def label_names(self) -> dict[int, str]:

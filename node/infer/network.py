@@ -8,6 +8,7 @@ keeps the outline as sharp as the input is; each class goes back alone, so that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from node.infer.exported import LoadedNetwork, load_exported, load_torchscript
 from node.infer.failures import explained
 from node.infer.manifest import Manifest, Task
 from node.infer.packagings import Adapter, IntensityStep, Network
-from node.infer.results import Labelmap, Scores, check_labelmap
+from node.infer.reduce import NoProbabilities, quantise
+from node.infer.results import NO_PROBABILITIES, Certainties, Labelmap, Scores, check_labelmap, keep_sparse
 
 
 class NetworkModel:
@@ -82,8 +84,12 @@ class NetworkModel:
             if self._manifest.task is Task.CLASSIFICATION:
                 seen = _apply(steps, image)
                 return Scores((self._score(seen),), _is_exclusive(self._settings), name)
-            labels = self._segment(steps, image).transpose(2, 1, 0)
-        return Labelmap(check_labelmap(labels, grid, self._manifest.label_names), grid, name)
+            labels, found = self._segment(steps, image)
+        checked = check_labelmap(labels.transpose(2, 1, 0), grid, self._manifest.label_names)
+        certain = (
+            None if found is None else {label: keep_sparse(one.transpose(2, 1, 0)) for label, one in found.items()}
+        )
+        return self._labelmap(Labelmap(checked, grid, name, probabilities=certain))
 
     def _predict_frames(self, name: str, images: Sequence[Image]) -> Labelmap | Scores:
         shape = images[0].array.shape[:3]
@@ -92,6 +98,7 @@ class NetworkModel:
         steps = [*_intensity_steps(self._settings.intensity), *_size_steps(self._settings)]
         scores: list[Mapping[int, float]] = []
         labels: list[NDArray[np.int64]] = []
+        found: list[Certainties | None] = []
         with explained(self._name, "run"), torch.inference_mode():
             for frame in range(shape[0]):
                 array = np.concatenate([_channels(image.array[frame], self._settings) for image in images])
@@ -99,17 +106,62 @@ class NetworkModel:
                 if self._manifest.task is Task.CLASSIFICATION:
                     scores.append(self._score(_apply(steps, image)))
                 else:
-                    segmented = self._segment(steps, image)
+                    segmented, certain = self._segment(steps, image)
                     labels.append(segmented.T if self._settings.transpose else segmented)
+                    found.append(certain)
         if self._manifest.task is Task.CLASSIFICATION:
             return Scores(tuple(scores), _is_exclusive(self._settings), name)
         frames = Grid((shape[0], shape[1], shape[2]), np.eye(4), "")  # for the check: frames have no place in space
-        return Labelmap(check_labelmap(np.stack(labels), frames, self._manifest.label_names), None, name)
+        checked = check_labelmap(np.stack(labels), frames, self._manifest.label_names)
+        return self._labelmap(Labelmap(checked, None, name, probabilities=self._stacked(found)))
 
-    def _segment(self, steps: Sequence[MapTransform], image: MetaTensor) -> NDArray[np.int64]:
-        """The labels of `image` (channels first) on its own grid, in its own order of axes."""
+    def _labelmap(self, labelmap: Labelmap) -> Labelmap:
+        """With a remark where probabilities are wanted and there are none."""
+        if labelmap.probabilities is not None or not self._manifest.probabilities:
+            return labelmap
+        return replace(labelmap, remarks=(*labelmap.remarks, NO_PROBABILITIES))
+
+    def _stacked(self, frames: Sequence[Certainties | None]) -> Certainties | None:
+        """The probabilities of frames, each in the network's order of axes, as those of all of them."""
+        if any(frame is None for frame in frames):
+            return None
+        turn = (0, 2, 1) if self._settings.transpose else (0, 1, 2)
+        return {
+            label: np.stack([frame[label] for frame in frames if frame is not None]).transpose(turn)
+            for label in frames[0] or ()
+        }
+
+    def _segment(
+        self, steps: Sequence[MapTransform], image: MetaTensor
+    ) -> tuple[NDArray[np.int64], Certainties | None]:
+        """The labels of `image` (channels first) on its own grid, in its own order of axes, and their probabilities
+        where they are wanted and the network's values are some.
+        """
         seen = _apply(steps, image)
         activated = self._activate(self._infer(seen), seen)
+        return self._labels(steps, image, seen, activated), self._certainties(steps, seen, activated)
+
+    def _certainties(
+        self, steps: Sequence[MapTransform], seen: MetaTensor, activated: torch.Tensor
+    ) -> Certainties | None:
+        if not self._manifest.probabilities:
+            return None
+        first = 1 if self._settings.decision == "threshold" else 0  # the label of the first channel
+        found: Certainties = {}
+        for label in self._manifest.segments:
+            if not 0 <= label - first < activated.shape[0]:
+                continue
+            try:
+                values = quantise(activated[label - first : label - first + 1])
+            except NoProbabilities:
+                return None
+            returned = _return(steps, values.float(), seen, nearest=False)[0]
+            found[label] = np.rint(returned).clip(0, 255).astype(np.uint8)
+        return found
+
+    def _labels(
+        self, steps: Sequence[MapTransform], image: MetaTensor, seen: MetaTensor, activated: torch.Tensor
+    ) -> NDArray[np.int64]:
         settings = self._settings
         if settings.decision == "argmax" and activated.shape[0] < 2:
             raise OutputRefused("the network returned one channel, which an argmax says nothing of: use a threshold")

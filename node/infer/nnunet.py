@@ -25,7 +25,8 @@ from node.errors import InputRefused, ModelError
 from node.infer.failures import explained
 from node.infer.manifest import Manifest
 from node.infer.packagings import NnUNet
-from node.infer.results import Labelmap, check_labelmap
+from node.infer.reduce import quantise
+from node.infer.results import Certainties, Labelmap, check_labelmap, keep_sparse
 
 # The readers of nnU-Net for volumes, and the orientation that they make; None: that of the file.
 _READERS = {
@@ -72,16 +73,53 @@ class NnUNetModel:
             spacing = np.empty(3)  # of the turned axes
             spacing[there[:, 0].astype(int)] = grid.spacing_mm[::-1]
             properties = {"spacing": [float(length) for length in spacing[::-1]]}
-            labels = self._predictor.predict_single_npy_array(array, properties, None, None, False)
-            labels = apply_orientation(np.asarray(labels).transpose(2, 1, 0), back).transpose(2, 1, 0)
+            labels, found = self._run(array, properties)
+
+            def turned(values: Any) -> NDArray[Any]:
+                return apply_orientation(np.asarray(values).transpose(2, 1, 0), back).transpose(2, 1, 0)
+
+            labels = turned(labels)
         checked = check_labelmap(np.ascontiguousarray(labels), grid, self._manifest.label_names)
-        return Labelmap(checked, grid, names[0])
+        if found is None:
+            return Labelmap(checked, grid, names[0])
+        certain = {label: keep_sparse(turned(values)) for label, values in found.items()}
+        return Labelmap(checked, grid, names[0], probabilities=certain)
 
     def close(self) -> None:
         """Let go of the network and its memory."""
         self._predictor = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _run(self, array: NDArray[np.float32], properties: dict[str, Any]) -> tuple[Any, Certainties | None]:
+        """nnU-Net's labels, and their probabilities where they are wanted, as (slices, rows, columns) of `array`."""
+        predictor: Any = self._predictor
+        if not self._manifest.probabilities:
+            return predictor.predict_single_npy_array(array, properties, None, None, False), None
+        from nnunetv2.inference.data_iterators import PreprocessAdapterFromNpy
+        from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+
+        # What `predict_single_npy_array` does: its own probabilities are all classes in float32, twice.
+        nothing: Any = [None]  # no earlier stage, no file
+        adapter = PreprocessAdapterFromNpy(
+            [array], nothing, [properties], nothing, predictor.plans_manager, predictor.dataset_json,
+            predictor.configuration_manager, num_threads_in_multithreaded=1, verbose=False,
+        )  # fmt: skip
+        item: Any = next(adapter)
+        logits = predictor.predict_logits_from_preprocessed_data(item["data"]).cpu()
+        listening: Any = _Listening(predictor.label_manager, list(self._manifest.segments))
+        about = item["data_properties"]
+        labels = convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits, predictor.plans_manager, predictor.configuration_manager, listening, about
+        )
+        back = predictor.plans_manager.transpose_backward
+        inside = tuple(slice(*ends) for ends in about["bbox_used_for_cropping"])
+        found: Certainties = {}
+        for label, values in listening.found.items():
+            whole = np.zeros(about["shape_before_cropping"], np.uint8)
+            whole[inside] = values
+            found[label] = whole.transpose(back)
+        return labels, found
 
     def _load(self, folder: Path, device: torch.device) -> tuple[Any, str]:
         """nnU-Net's predictor, and the orientation of the images that it wants."""
@@ -128,6 +166,11 @@ class NnUNetModel:
         network = network.to(device).eval()
         axes = first.get("inference_allowed_mirroring_axes")
         trainer_name = first["trainer_name"]
+        if self._manifest.probabilities and manager.get_label_manager(dataset).has_regions:
+            raise ModelError(
+                f"model {self._name} was trained on regions, whose probabilities are not those of its labels: set "
+                "probabilities to false"
+            )
         predictor.manual_initialization(network, manager, configuration, weights, dataset, trainer_name, axes)
         return predictor, self._check_orientation(str(plans.get("image_reader_writer")))
 
@@ -148,6 +191,27 @@ class NnUNetModel:
         orientation = made or said
         assert orientation is not None  # one of the two was said
         return orientation
+
+
+class _Listening:
+    """nnU-Net's label manager, which is shown all logits on the image's grid, and keeps their softmax as it decides."""
+
+    def __init__(self, manager: Any, labels: list[int]):
+        self._manager, self._labels = manager, labels
+        self.found: Certainties = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._manager, name)
+
+    def convert_logits_to_segmentation(self, logits: Any) -> Any:
+        """As the manager's own."""
+        values = torch.as_tensor(logits)
+        self.found = {label: np.empty(values.shape[1:], np.uint8) for label in self._labels if label < values.shape[0]}
+        for index in range(values.shape[1]):
+            plane = quantise(torch.softmax(values[:, index].float(), dim=0))
+            for label, kept in self.found.items():
+                kept[index] = plane[label].numpy()
+        return self._manager.convert_logits_to_segmentation(logits)
 
 
 def _turns(grid: Grid, orientation: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
@@ -47,9 +47,11 @@ def present(source: Volume | Image, wanted: Input, frame: int | None) -> Present
     return Presented(array, affine, float("nan"))
 
 
-def to_grid(tensor: MetaTensor, reference: Volume) -> NDArray[np.number]:
+def to_grid(
+    tensor: MetaTensor, reference: Volume, mode: Literal["nearest", "bilinear"] = "nearest"
+) -> NDArray[np.number]:
     """A map (x, y, z) wherever it lies, as (slices, rows, columns) on the reference's grid: by turning where that is
-    enough, which is exact, else by the nearest voxel; background outside.
+    enough, which is exact, else by the nearest voxel or between them; background outside.
     """
     shape = reference.grid.shape[::-1]
     affine = np.asarray(tensor.affine, np.float64)
@@ -64,7 +66,7 @@ def to_grid(tensor: MetaTensor, reference: Volume) -> NDArray[np.number]:
         array = nibabel.orientations.apply_orientation(array, turn)
         if array.shape == shape:
             return np.ascontiguousarray(array.transpose(2, 1, 0))
-    resample = SpatialResample(mode="nearest", padding_mode="zeros")
+    resample = SpatialResample(mode=mode, padding_mode="zeros")
     there = resample(tensor[None], dst_affine=torch.as_tensor(reference.grid.affine_ras), spatial_size=shape)
     return np.ascontiguousarray(_plain(there)[0].transpose(2, 1, 0))  # pyright: ignore[reportArgumentType]
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from node.dicom.regrid import carry_back, make_regular, register_onto, resample_onto, slice_positions
 from node.dicom.volume import Image, Volume
 from node.errors import InputRefused
 from node.infer.manifest import Manifest
-from node.infer.results import Labelmap, Landmark, Landmarks, Prediction
+from node.infer.results import Labelmap, Landmark, Landmarks, Prediction, keep_sparse
+from node.infer.saliency import Saliency
 
 
 def inputs_as_seen(sources: Mapping[str, Volume | Image], manifest: Manifest) -> dict[str, Volume | Image]:
@@ -37,7 +39,8 @@ def inputs_as_seen(sources: Mapping[str, Volume | Image], manifest: Manifest) ->
 
 
 def prediction_as_sent(prediction: Prediction, seen: Volume | Image, source: Volume | Image) -> Prediction:
-    """A prediction about `seen` in the slices of `source`, exactly: labels by the nearest voxel, points by their place.
+    """A prediction about `seen` in the slices of `source`, exactly: labels by the nearest voxel, probabilities
+    by those around it, points by their place.
 
     Boxes stand in patient space and scores nowhere: they stay as they are.
     """
@@ -50,11 +53,28 @@ def prediction_as_sent(prediction: Prediction, seen: Volume | Image, source: Vol
     prediction = replace(prediction, remarks=(*prediction.remarks, remark))
     match prediction:
         case Labelmap():
-            return replace(prediction, array=carry_back(prediction.array, seen.grid, source), grid=source.grid)
+            array = carry_back(prediction.array, seen.grid, source)
+            found = prediction.probabilities
+            certain = None if found is None else {label: _blend(one, seen, source) for label, one in found.items()}
+            return replace(prediction, array=array, grid=source.grid, probabilities=certain)
         case Landmarks():
             return replace(prediction, points=tuple(_carry(point, seen, source) for point in prediction.points))
         case _:
             return prediction
+
+
+def saliency_as_sent(saliency: Saliency, seen: Volume | Image, source: Volume | Image) -> Saliency:
+    """What the scores about `seen` came from in the slices of `source`; blended where these make no regular grid."""
+    if seen is source or not isinstance(seen, Volume) or not isinstance(source, Volume):
+        return saliency
+    parts = [replace(part, drops=carry_back(part.drops, seen.grid, source, order=1)) for part in saliency.parts]
+    return replace(saliency, parts=tuple(parts))
+
+
+def _blend(values: NDArray[np.uint8], seen: Volume, source: Volume) -> NDArray[np.uint8]:
+    if not values.any():
+        return np.zeros(source.array.shape, np.uint8)
+    return keep_sparse(carry_back(values, seen.grid, source, order=1))
 
 
 def _carry(point: Landmark, seen: Volume, source: Volume) -> Landmark:

@@ -130,15 +130,22 @@ class Resampling:
         row_bytes = values.shape[0] * self._row_bytes(values.shape[1])
         for rows in row_blocks(self.size[0], row_bytes, block_bytes):
             shape = (values.shape[0], rows.stop - rows.start, *self.size[1:])
-            result = torch.empty(shape, dtype=torch.float32, device=values.device)
             lower, upper = x.lower[rows].tolist(), x.upper[rows].tolist()
-            slab = values[:, min(lower) : max(upper) + 1].to(self.dtype)
-            slab = _sampled(_sampled(slab, z, 3, self.mode), y, 2, self.mode)
+            slab = values[:, min(lower) : max(upper) + 1]
+            # What is 0 stays 0: most of a class of many is, and only the rest of it is sampled.
+            across, along = y.of(_filled(slab, 2)), z.of(_filled(slab, 3))
+            if across.stop == across.start or along.stop == along.start:
+                yield rows, torch.zeros(shape, dtype=torch.float32, device=values.device)
+                continue
+            whole = (across.stop - across.start, along.stop - along.start) == tuple(self.size[1:])
+            make = torch.empty if whole else torch.zeros
+            result = make(shape, dtype=torch.float32, device=values.device)
+            slab = _sampled(_sampled(slab.to(self.dtype), z.part(along), 3, self.mode), y.part(across), 2, self.mode)
             for row, (below, above) in enumerate(zip(lower, upper, strict=True)):
                 mixed = slab[:, below - min(lower)] * x.lower_share[rows.start + row]
                 if self.mode != "nearest":
                     mixed.addcmul_(slab[:, above - min(lower)], x.upper_share[rows.start + row])
-                result[:, row] = mixed
+                result[:, row, across, along] = mixed
             yield rows, result
 
     def _row_bytes(self, extent: int) -> int:
@@ -184,6 +191,24 @@ class _Samples:
     upper: torch.Tensor
     lower_share: torch.Tensor
     upper_share: torch.Tensor
+
+    def of(self, filled: tuple[int, int]) -> slice:
+        """The voxels of the result that any of the input's from and up to `filled` has a share in."""
+        first, stop = filled
+        places = ((self.upper >= first) & (self.lower < stop)).nonzero()
+        if first == stop or not len(places):
+            return slice(0, 0)
+        return slice(int(places[0]), int(places[-1]) + 1)
+
+    def part(self, chosen: slice) -> _Samples:
+        """Those of some voxels of the result."""
+        return _Samples(*(each[chosen] for each in (self.lower, self.upper, self.lower_share, self.upper_share)))
+
+
+def _filled(values: torch.Tensor, axis: int) -> tuple[int, int]:
+    """From and up to where along an axis `values` (channels, x, y, z) have anything but 0."""
+    places = (values != 0).any(dim=0).any(dim=0).any(dim=3 - axis).nonzero()
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
 
 
 def _sampled(values: torch.Tensor, samples: _Samples, axis: int, mode: str) -> torch.Tensor:

@@ -16,6 +16,9 @@ from pydicom.dataset import Dataset
 from node.dicom.volume import Grid
 from node.errors import OutputRefused
 
+Certainties = dict[int, NDArray[np.uint8]]  # label to its probabilities on the labels' grid, 255 for certain
+NO_PROBABILITIES = "Probabilities are not available: the network's values are not from 0 to 1."
+
 
 @dataclass(frozen=True)
 class Labelmap:
@@ -95,6 +98,24 @@ class DicomObjects:
 
 
 Prediction = Labelmap | Boxes | Landmarks | Scores | DicomObjects
+
+
+def keep_sparse(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """A map of probabilities in memory that is taken only where it is not 0: an organ fills a few of a body's slices.
+
+    `array` has values from 0 to 255, which are rounded.
+    """
+    sparse = np.zeros(array.shape, np.uint8)
+    first, stop = filled_slices(array)
+    for index in range(first, stop):
+        sparse[index] = array[index] if array.dtype == np.uint8 else np.rint(array[index])
+    return sparse
+
+
+def filled_slices(array: NDArray[Any]) -> tuple[int, int]:
+    """From and up to which slice a map has values other than 0; (0, 0) where it has none."""
+    slices = np.flatnonzero([bool(plane.any()) for plane in array])
+    return (int(slices[0]), int(slices[-1]) + 1) if slices.size else (0, 0)
 
 
 def check_labelmap(

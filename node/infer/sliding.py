@@ -22,7 +22,7 @@ from monai.inferers.inferer import SlidingWindowInferer, SlidingWindowInfererAda
 from monai.utils import PytorchPadMode, convert_data_type, ensure_tuple_rep, fall_back_tuple, look_up_option
 
 from node.errors import ModelError
-from node.infer.reduce import Reduce, to_labels
+from node.infer.reduce import NoProbabilities, Reduce, to_labels
 
 _BLOCK_BYTES = 128 * 2**20  # of logits that are reduced at once: a softmax or an argmax makes copies of this size
 _T = TypeVar("_T")
@@ -46,12 +46,16 @@ class SlabSlidingWindowInferer(SlidingWindowInferer):
         roi_size: Sequence[int] | int,
         *args: Any,
         reduce: Reduce | None = None,
+        beside: Reduce | None = None,
         slab_dim: int | None = 0,
         amp: bool = False,
         on_progress: Progress | None = None,
         **kwargs: Any,
     ):
-        """`slab_dim` is the axis along which slabs are finished; None takes the longest one.
+        """`beside` is a second reduction of the same logits, whose result a run leaves in `kept_beside`, on the CPU;
+        None where it raised `NoProbabilities`.
+
+        `slab_dim` is the axis along which slabs are finished; None takes the longest one.
 
         With 0, MONAI's own window order is kept and so is every rounding. Another axis keeps fewer rows of a long
         volume (273 × 273 × 1200: 105 classes in 3 GB instead of 13 GB) and changes the order of additions only.
@@ -60,6 +64,8 @@ class SlabSlidingWindowInferer(SlidingWindowInferer):
         """
         super().__init__(roi_size, *args, **kwargs)
         self.reduce: Reduce = reduce or to_labels()
+        self.beside = beside
+        self.kept_beside: torch.Tensor | None = None  # (batch, what `beside` made of the classes, x, y, z)
         self.slab_dim = slab_dim
         self.amp = amp
         self.on_progress = on_progress
@@ -71,6 +77,7 @@ class SlabSlidingWindowInferer(SlidingWindowInferer):
         inferer: SlidingWindowInferer,
         reduce: Reduce,
         *,
+        beside: Reduce | None = None,
         slab_dim: int | None = 0,
         amp: bool = False,
         on_progress: Progress | None = None,
@@ -83,6 +90,7 @@ class SlabSlidingWindowInferer(SlidingWindowInferer):
             raise ModelError(f"the inferer {type(inferer).__name__} cannot be run slab by slab")
         made = cls(inferer.roi_size, reduce=reduce, slab_dim=slab_dim, amp=amp, on_progress=on_progress)
         own = {"reduce": reduce, "slab_dim": slab_dim, "amp": amp, "on_progress": on_progress, "remarks": []}
+        own |= {"beside": beside, "kept_beside": None}
         vars(made).update(vars(inferer) | own)
         return made
 
@@ -92,7 +100,7 @@ class SlabSlidingWindowInferer(SlidingWindowInferer):
         Raises `ModelError` when the network does not return one tensor, `torch.OutOfMemoryError` when one window
         at a time, stitched on the CPU, is still too much.
         """
-        self.remarks = []
+        self.remarks, self.kept_beside = [], None
         with torch.no_grad():
             return self._infer(inputs, network, *args, **kwargs)
 
@@ -106,7 +114,7 @@ class SlabSlidingWindowInferer(SlidingWindowInferer):
         run_device = torch.device(self.sw_device or inputs.device)
         images = self._padded(inputs, plan)
         weights = self._weights(plan, images.dtype, run_device)
-        slab = _Slab(plan, self.reduce, inputs.shape[0], device, images.dtype)
+        slab = _Slab(plan, self.reduce, self.beside, inputs.shape[0], device, images.dtype)
         batch_size, position = self.sw_batch_size, 0
         windows = [(index, window) for index in range(inputs.shape[0]) for window in plan.windows]
         while position < len(windows):
@@ -134,7 +142,7 @@ class SlabSlidingWindowInferer(SlidingWindowInferer):
             del output
             if self.on_progress is not None:
                 self.on_progress(position, len(windows))
-        result = slab.finish()
+        result, self.kept_beside = slab.finish()
         if isinstance(inputs, MetaTensor):
             return MetaTensor(result).copy_meta_from(inputs, copy_attr=False)
         return result
@@ -251,6 +259,9 @@ class SlabSlidingWindowInferer(SlidingWindowInferer):
             raise ModelError("the network returns several maps: its result cannot be reduced to labels")
         plain = convert_data_type(whole, torch.Tensor)[0]
         result = torch.stack([self.reduce(image) for image in plain])
+        if self.beside is not None:
+            with contextlib.suppress(NoProbabilities):
+                self.kept_beside = torch.stack([self.beside(image).cpu() for image in plain])
         return MetaTensor(result).copy_meta_from(whole) if isinstance(whole, MetaTensor) else result
 
 
@@ -267,14 +278,24 @@ class _Plan:
 class _Slab:
     """The weighted logits of the rows that windows still reach: a ring of one window's depth along `slab_dim`."""
 
-    def __init__(self, plan: _Plan, reduce: Reduce, batch: int, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self,
+        plan: _Plan,
+        reduce: Reduce,
+        beside: Reduce | None,
+        batch: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
         self.device = device
-        self._plan, self._reduce, self._batch, self._dtype = plan, reduce, batch, dtype
+        self._plan, self._batch, self._dtype = plan, batch, dtype
+        self._reduce, self._beside = reduce, beside
         self._depth, self._axis = plan.roi[plan.slab_dim], plan.slab_dim
         self._sums: torch.Tensor | None = None  # (classes, x, y, z), `_depth` rows along the axis
         self._counts: torch.Tensor | None = None  # (1, x, y, z), the weights that were added
         self._result: torch.Tensor | None = None
         self._result_device = device
+        self._result_beside: torch.Tensor | None = None
         self._image = 0  # which of the batch
         self._first = 0  # the first row that is not finished
 
@@ -305,12 +326,12 @@ class _Slab:
             self._sums[index] += logits.narrow(self._axis + 1, first - start, last - first)
             self._counts[index] += weights.narrow(self._axis + 1, first - start, last - first)
 
-    def finish(self) -> torch.Tensor:
-        """Everything reduced: (batch, channels, x, y, z), without the padding."""
+    def finish(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Everything reduced, in both ways: (batch, channels, x, y, z), without the padding."""
         self._finish_rows(self._plan.padded[self._axis])
         assert self._result is not None  # an image has at least one window
         self._sums = self._counts = None
-        return self._result
+        return self._result, self._result_beside
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Rows `start` to `stop` in runs that do not cross the ring's end."""
@@ -332,25 +353,40 @@ class _Slab:
                 counts = self._counts.narrow(self._axis + 1, row % self._depth, rows)
                 sums /= counts
                 counts.fill_(1)  # should reducing run out of memory, a second division changes nothing
-                self._keep(self._reduce(sums), row, rows)
+                self._result = self._keep(self._result, self._reduce(sums), row, rows, self._result_device)
+                self._reduce_beside(sums, row, rows)
                 sums.zero_()
                 counts.zero_()
                 self._first = row + rows
 
-    def _keep(self, reduced: torch.Tensor, row: int, rows: int) -> None:
-        """Put the reduced rows (channels, x, y, z) into the result, without what is padding."""
+    def _reduce_beside(self, sums: torch.Tensor, row: int, rows: int) -> None:
+        if self._beside is None:
+            return
+        try:
+            reduced = self._beside(sums)
+        except NoProbabilities:
+            self._beside = self._result_beside = None
+            return
+        cpu = torch.device("cpu")  # a second map of all classes would fill a GPU
+        self._result_beside = self._keep(self._result_beside, reduced, row, rows, cpu)
+
+    def _keep(
+        self, result: torch.Tensor | None, reduced: torch.Tensor, row: int, rows: int, device: torch.device
+    ) -> torch.Tensor:
+        """The result with the reduced rows (channels, x, y, z) in it, without what is padding."""
         plan, axis = self._plan, self._axis
-        if self._result is None:
+        if result is None:
             shape = (self._batch, reduced.shape[0], *plan.size)
-            self._result = torch.empty(shape, dtype=reduced.dtype, device=self._result_device)
+            result = torch.empty(shape, dtype=reduced.dtype, device=device)
         inside = [slice(before, before + size) for before, size in zip(plan.before, plan.size, strict=True)]
         first, last = max(row, inside[axis].start), min(row + rows, inside[axis].stop)
         if first >= last:
-            return
+            return result
         inside[axis] = slice(first - row, last - row)
         target = [slice(None)] * len(plan.size)
         target[axis] = slice(first - plan.before[axis], last - plan.before[axis])
-        self._result[(self._image, slice(None), *target)] = reduced[(slice(None), *inside)].to(self._result_device)
+        result[(self._image, slice(None), *target)] = reduced[(slice(None), *inside)].to(device)
+        return result
 
 
 def _attempt(work: Callable[[], _T]) -> tuple[_T | None, BaseException | None]:

@@ -25,7 +25,17 @@ from numpy.typing import NDArray
 from node.dicom.volume import Grid, Image, SliceRef, Volume
 from node.errors import ModelError, OutputRefused
 from node.infer.manifest import Manifest, Task
-from node.infer.results import Box, Boxes, Labelmap, Landmark, Landmarks, Prediction, Scores
+from node.infer.results import (
+    Box,
+    Boxes,
+    Certainties,
+    Labelmap,
+    Landmark,
+    Landmarks,
+    Prediction,
+    Scores,
+    filled_slices,
+)
 
 MESSAGE_MAX = 16 << 20  # bytes: 100,000 boxes are fewer
 FINDINGS_MAX = 100_000
@@ -147,25 +157,29 @@ def keep_in_memory_file(array: NDArray[Any]) -> int:
     return descriptor
 
 
-def write_array(descriptor: int, array: NDArray[Any]) -> None:
-    """The array's bytes at the beginning of the file."""
+def write_array(descriptor: int, array: NDArray[Any], offset: int = 0) -> None:
+    """The array's bytes at this place of the file."""
     view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     written = 0
     while written < len(view):
-        written += os.pwrite(descriptor, view[written : written + _PIECE], written)
+        written += os.pwrite(descriptor, view[written : written + _PIECE], offset + written)
 
 
 def read_array(descriptor: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     """A copy of the file's array: what is checked afterwards is what the model's process cannot change any more."""
     array = np.empty(shape, dtype)
+    _read_into(descriptor, array, 0)
+    return array
+
+
+def _read_into(descriptor: int, array: NDArray[Any], offset: int) -> None:
     view = array.reshape(-1).view(np.uint8).data
     read = 0
     while read < len(view):
-        got = os.preadv(descriptor, [view[read : read + _PIECE]], read)
+        got = os.preadv(descriptor, [view[read : read + _PIECE]], offset + read)
         if not got:
             raise ModelError("the label map's memory ended early")
         read += got
-    return array
 
 
 def map_array(descriptor: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
@@ -242,7 +256,11 @@ def describe_prediction(prediction: Prediction) -> dict[str, Any]:
         case Labelmap(array=array):
             if array.dtype.name not in _LABEL_DTYPES:
                 raise OutputRefused(f"the model returned a label map of type {array.dtype}; expected uint8 or uint16")
-            return common | {"kind": "labelmap", "dtype": array.dtype.name, "shape": list(array.shape)}
+            common |= {"kind": "labelmap", "dtype": array.dtype.name, "shape": list(array.shape)}
+            if prediction.probabilities is not None:
+                filled = {str(label): filled_slices(one) for label, one in prediction.probabilities.items()}
+                common |= {"probabilities": filled}
+            return common
         case Boxes(boxes=boxes):
             return common | {"kind": "boxes", "boxes": [asdict(box) for box in boxes]}
         case Landmarks(points=points):
@@ -254,6 +272,18 @@ def describe_prediction(prediction: Prediction) -> dict[str, Any]:
             raise OutputRefused("the model returned DICOM objects, which only a program with folders of its own may")
 
 
+def write_probabilities(descriptor: int, labelmap: Labelmap, manifest: Manifest) -> None:
+    """The filled slices of each label's probabilities into the memory file: a whole map per segment of the manifest,
+    in its order. What is not filled is left to the file's zeros, which take no memory.
+    """
+    for place, label in enumerate(manifest.segments):
+        values = (labelmap.probabilities or {}).get(label)
+        if values is not None and values.shape == labelmap.array.shape and values.dtype == np.uint8:
+            first, stop = filled_slices(values)
+            offset = place * values.size + first * values[0].size
+            write_array(descriptor, values[first:stop], offset)
+
+
 _KINDS = {
     Task.SEGMENTATION: "labelmap",
     Task.DETECTION: "boxes",
@@ -263,9 +293,14 @@ _KINDS = {
 
 
 def restore_prediction(
-    message: Mapping[str, Any], manifest: Manifest, inputs: Mapping[str, Volume | Image], labelmap: int
+    message: Mapping[str, Any],
+    manifest: Manifest,
+    inputs: Mapping[str, Volume | Image],
+    labelmap: int,
+    probabilities: int | None = None,
 ) -> Prediction:
-    """The prediction that a message describes; its label map lies in the memory file `labelmap`.
+    """The prediction that a message describes; its label map lies in the memory file `labelmap`, its probabilities,
+    where they are wanted, in the file `probabilities`.
 
     Raises `OutputRefused` for whatever is no result for these inputs and this manifest.
     """
@@ -281,7 +316,9 @@ def restore_prediction(
         case "labelmap":
             array = _read_labelmap(message, source, labelmap)
             _check_labels(array, manifest)
-            return Labelmap(array, source.grid if isinstance(source, Volume) else None, name, remarks)
+            grid = source.grid if isinstance(source, Volume) else None
+            found = None if probabilities is None else _read_probabilities(message, manifest, array, probabilities)
+            return Labelmap(array, grid, name, remarks, found)
         case "boxes":
             boxes = tuple(_box(item, manifest) for item in _list(message, "boxes", FINDINGS_MAX))
             return Boxes(boxes, name, remarks)
@@ -323,6 +360,30 @@ def _read_labelmap(message: Mapping[str, Any], source: Volume | Image, descripto
     if dtype not in _LABEL_DTYPES:
         raise OutputRefused(f"the model returned a label map of type {_shown(dtype)}; expected uint8 or uint16")
     return read_array(descriptor, shape, str(dtype))
+
+
+def _read_probabilities(
+    message: Mapping[str, Any], manifest: Manifest, labels: NDArray[np.uint16], descriptor: int
+) -> Certainties | None:
+    """A copy of what each label's map is said to be filled with; any byte is a probability."""
+    said = message.get("probabilities")
+    if said is None:
+        return None
+    if not isinstance(said, dict):
+        raise OutputRefused("the model's result does not say where its probabilities are")
+    found: Certainties = {}
+    for place, label in enumerate(manifest.segments):
+        if (ends := said.get(str(label))) is None:
+            continue
+        if not isinstance(ends, list) or len(ends) != 2 or not all(type(end) is int for end in ends):
+            raise OutputRefused(f"the model returned {_shown(ends)} as the slices that label {label} fills")
+        first, stop = ends
+        if not 0 <= first <= stop <= labels.shape[0]:
+            raise OutputRefused(f"the model's probabilities of label {label} are on slices {first} to {stop}")
+        values = np.zeros(labels.shape, np.uint8)  # takes no memory where nothing is written
+        _read_into(descriptor, values[first:stop], place * values.size + first * labels[0].size)
+        found[label] = values
+    return found
 
 
 def _check_labels(array: NDArray[np.uint16], manifest: Manifest) -> None:

@@ -311,3 +311,41 @@ def test_nothing_is_printed(build: Build, tmp_path: Path, capfd: pytest.CaptureF
     model.close()
     with pytest.raises(ModelError, match="was closed"):
         model.predict({"image": volume})
+
+
+# -- Probabilities -----------------------------------------------------------------------------------------------------
+
+
+def with_probabilities(folder: Path) -> NnUNetModel:
+    """The package that was built, with the manifest's switch on."""
+    text = (folder / "dicom.yaml").read_text()
+    (folder / "dicom.yaml").write_text(text + "probabilities: true\n")
+    model = load_model(load_package(folder), "cpu")
+    assert isinstance(model, NnUNetModel)
+    return model
+
+
+def test_probabilities_are_the_softmax_on_the_images_grid_and_change_no_label(build: Build, tmp_path: Path) -> None:
+    model = build(settings="mirroring: false")
+    volume, truth = soft_scan(*GEOMETRIES["oblique"])
+    without = model.predict({"image": volume})
+    labelmap = with_probabilities(tmp_path / "marker").predict({"image": volume})
+    assert without.probabilities is None
+    assert np.array_equal(labelmap.array, without.array)
+    assert labelmap.probabilities is not None
+    certain = labelmap.probabilities[1]
+    assert (certain.dtype, certain.shape) == (np.uint8, truth.shape)
+    undecided = np.abs(certain.astype(int) - 127.5) < 1
+    assert np.array_equal((certain > 127)[~undecided], labelmap.array[~undecided] == 1)
+    assert undecided.mean() < 0.05
+    assert certain[truth].mean() > 200
+    assert certain[volume.array == 0].mean() < 60
+
+
+def test_a_model_of_regions_has_no_probabilities_of_labels(build: Build, tmp_path: Path) -> None:
+    build()
+    dataset = json.loads((tmp_path / "marker" / "dataset.json").read_text())
+    dataset |= {"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}
+    (tmp_path / "marker" / "dataset.json").write_text(json.dumps(dataset))
+    with pytest.raises(ModelError, match=r"trained on regions, .*: set probabilities to false"):
+        with_probabilities(tmp_path / "marker")
