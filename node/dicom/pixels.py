@@ -18,6 +18,7 @@ from node.dicom.realworld import (
     Rescale,
     Unit,
     clear_unused_bits,
+    find_unscaled,
     padding_value,
     read_padding,
     read_rescale,
@@ -47,21 +48,24 @@ def read_volume(plan: VolumePlan) -> Volume:
 
     Each slice is its stored values times its own slope plus its own intercept, or by its own table (PS3.3 C.11.1).
     MONOCHROME1 changes nothing: it is about display, not about values. Padding becomes what `padding_value` says.
-    Raises `InputRefused` for a slice that cannot be decoded, naming the instance and its transfer syntax.
+    Raises `InputRefused` for a slice that cannot be decoded, naming the instance and its transfer syntax, and for one
+    without a rescale among others that have theirs.
     """
     unit, factor = read_unit(plan.header, plan.headers)
     array = np.empty(plan.grid.shape, np.float32)
     headers = _MultiFrames(plan.headers)
     padded: dict[int, float] = {}  # slices with padding, and the smallest measured value of each
+    rescales = [Rescale()] * len(array)
 
     def read_slice(instance: OpenInstance, index: int) -> None:
         ref = plan.slices[index]
-        rescale = headers.rescale(instance, ref).scaled(factor)
-        smallest = _read_frame(instance, ref, rescale, array[index])
+        rescales[index] = headers.rescale(instance, ref)
+        smallest = _read_frame(instance, ref, rescales[index].scaled(factor), array[index])
         if smallest is not None:
             padded[index] = smallest
 
     _in_parallel(plan.paths, plan.slices, read_slice)
+    _check_scale(rescales, plan)
     _fill(array, padded, unit)
     return Volume(
         array=array,
@@ -117,6 +121,19 @@ def read_image(plan: ImagePlan) -> Image:
         modality=plan.modality,
         spacing_mm=image_spacing_mm(plan.header),
         attributes=_attributes(plan.header) | _window(plan.header),
+    )
+
+
+def _check_scale(rescales: Sequence[Rescale], plan: VolumePlan) -> None:
+    found = find_unscaled(rescales, plan.modality)
+    if found is None:
+        return
+    index, lacks = found
+    ref = plan.slices[index]
+    frame = "" if ref.frame is None else f"frame {ref.frame} of "
+    raise InputRefused(
+        f"{frame}instance {ref.sop_instance_uid} has no {' and '.join(sorted(lacks, reverse=True))}, which other "
+        "slices of its volume have, so what its values mean is not known: have the series sent again"
     )
 
 

@@ -29,6 +29,7 @@ from node.dicom.header import read_header, scan_folder
 from node.dicom.pixels import read_volume
 from node.dicom.volume import Volume
 from node.errors import InputRefused
+from tests.dicom.multiframe import write_multiframe
 from tests.dicom.slices import PATIENT, write_series
 from tests.dicom.test_assembly import REGULAR, read_with_gdcm
 
@@ -120,6 +121,44 @@ def test_slices_without_rescale_are_taken_as_stored(tmp_path: Path) -> None:
         dataset = dcmread(path)
         del dataset.RescaleSlope, dataset.RescaleIntercept
         dataset.save_as(path)
+    (volume,) = read_volumes(tmp_path)
+    assert np.array_equal(volume.array, RANDOM)
+
+
+@pytest.mark.parametrize("lost", [("RescaleSlope", "RescaleIntercept"), ("RescaleIntercept",)], ids=len)
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_slice_without_a_rescale_among_others_is_refused_by_name(
+    tmp_path: Path, lost: tuple[str, ...], empty: bool
+) -> None:
+    paths = write_series(tmp_path, RANDOM, RescaleIntercept="-1024")
+    dataset = dcmread(paths[2])
+    for keyword in lost:
+        if empty:
+            setattr(dataset, keyword, None)
+        else:
+            delattr(dataset, keyword)
+    dataset.save_as(paths[2])
+    sentence = f"instance {dataset.SOPInstanceUID} has no {' and '.join(lost)}, which other slices"
+    with pytest.raises(InputRefused, match=sentence):
+        read_volumes(tmp_path)
+
+
+def test_a_frame_without_a_rescale_among_others_is_refused_by_number(tmp_path: Path) -> None:
+    frames: list[dict[str, Any]] = [
+        {"ImagePositionPatient": ["0", "0", str(height)], "RescaleSlope": "1", "RescaleIntercept": "-1024"}
+        for height in range(3)
+    ]
+    del frames[1]["RescaleSlope"], frames[1]["RescaleIntercept"]
+    path = write_multiframe(tmp_path / "object.dcm", RANDOM[:3], frames)
+    with pytest.raises(InputRefused, match=f"frame 2 of instance {dcmread(path).SOPInstanceUID} has no RescaleSlope"):
+        read_volumes(tmp_path)
+
+
+def test_a_rescale_that_changes_nothing_may_be_left_out_where_it_is_optional(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, RANDOM, Modality="MR")
+    dataset = dcmread(paths[2])
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+    dataset.save_as(paths[2])
     (volume,) = read_volumes(tmp_path)
     assert np.array_equal(volume.array, RANDOM)
 
