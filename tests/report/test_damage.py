@@ -95,7 +95,7 @@ def test_damaged_headers_make_results(make: Callable[[Path], None], changes: lis
     with TemporaryDirectory() as folder:
         make(Path(folder))
         for path in sorted(Path(folder).iterdir()):
-            # pydicom converts every text when it writes another character set than it read: what is damaged comes after.
+            # pydicom converts every text when it writes another character set than it read: damage comes after that.
             for keyword, value in sorted(changes, key=lambda change: change[0] != "SpecificCharacterSet"):
                 damage(path, keyword, value, 0)
         results_of(sorted(Path(folder).iterdir()))
