@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from node.dicom.assembly import ImagePlan, InputPlan, VolumePlan
+from node.dicom.assembly import ImagePlan, InputPlan, VolumePlan, shape_of
 from node.dicom.decode import OpenInstance, open_instance
 from node.dicom.frames import FrameHeaders
 from node.dicom.realworld import (
@@ -49,9 +50,10 @@ def read_volume(plan: VolumePlan) -> Volume:
     Each slice is its stored values times its own slope plus its own intercept, or by its own table (PS3.3 C.11.1).
     MONOCHROME1 changes nothing: it is about display, not about values. Padding becomes what `padding_value` says.
     Raises `InputRefused` for a slice that cannot be decoded, naming the instance and its transfer syntax, and for one
-    without a rescale among others that have theirs.
+    without a rescale among others that have theirs; and, before anything is read, for what `check_memory` refuses.
     """
     unit, factor = read_unit(plan.header, plan.headers)
+    check_memory(plan)
     array = np.empty(plan.grid.shape, np.float32)
     headers = _MultiFrames(plan.headers)
     padded: dict[int, float] = {}  # slices with padding, and the smallest measured value of each
@@ -87,6 +89,7 @@ def read_image(plan: ImagePlan) -> Image:
     MONOCHROME1 is turned over within the range of values that its bits allow (PS3.3 C.7.6.3.1.2): a model sees bright
     bone on every radiograph. Padding becomes dark. Raises as `read_volume` does.
     """
+    check_memory(plan)
     frames, rows, columns = plan.shape
     colours = np.empty((frames, rows, columns, 3) if plan.colour else 0, np.uint8)
     grey = np.empty(0 if plan.colour else plan.shape, np.float32)
@@ -122,6 +125,23 @@ def read_image(plan: ImagePlan) -> Image:
         spacing_mm=image_spacing_mm(plan.header),
         attributes=_attributes(plan.header) | _window(plan.header),
     )
+
+
+def check_memory(plan: InputPlan, most_bytes: int | None = None) -> None:
+    """Raise `InputRefused` before anything is decoded of what takes more than `most_bytes`: half of the machine's.
+
+    The other half is for the model, which has at least a copy.
+    """
+    most_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if most_bytes is None else most_bytes
+    frames, rows, columns = shape_of(plan)
+    is_colour = isinstance(plan, ImagePlan) and plan.colour
+    need = frames * rows * columns * (3 if is_colour else np.dtype(np.float32).itemsize)
+    if need > most_bytes:
+        what = "slices" if isinstance(plan, VolumePlan) else "colour frames" if is_colour else "frames"
+        raise InputRefused(
+            f"its {frames} {what} of {rows} x {columns} pixels take {need / 1e9:.1f} GB of memory, and at most "
+            f"{most_bytes / 1e9:.1f} GB (half of what this machine has) are given to one input"
+        )
 
 
 def _check_scale(rescales: Sequence[Rescale], plan: VolumePlan) -> None:
