@@ -28,7 +28,7 @@ from node.dicom.selection import select_input
 from node.errors import ArchiveError, InputRefused, ModelError, OutputRefused, RadnodeError
 from node.infer.command import CommandModel
 from node.infer.device import choose_device
-from node.infer.hosted import HostedModel, probe_protections
+from node.infer.hosted import LOAD_S, HostedModel, probe_protections
 from node.infer.model import DicomModel, Model, open_model
 from node.infer.package import Package
 from node.infer.packagings import Adapter
@@ -49,6 +49,7 @@ _log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 DRAIN_S = 120.0  # a job that runs when the node stops may take so long; then it is given back
+AROUND_S = LOAD_S + 600.0  # that radnode may take to load a model and read its input, and then for its results
 STUCK_S = 30.0  # that a job may take to end after its model was killed
 EXIT_LOST = 70
 
@@ -118,6 +119,11 @@ class WarmModels:
                 return
             del held[digest]
             self._models.pop(digest).close()
+
+    @property
+    def running(self) -> bool:
+        """Whether the model that was asked for last has its input and runs: it is loaded, and it has not answered."""
+        return self._asked is not None and self._asked.running
 
     def stop_last(self, why: str) -> None:
         """Kill the process of the model that was asked for last, from any thread; its run fails with this sentence."""
@@ -228,7 +234,10 @@ def _tell_protections(device: str) -> None:
 
 
 class _Heartbeat:
-    """Renews a job's lease while the job runs, and kills its model when that is no longer this worker's business."""
+    """Renews a job's lease while the job runs, and kills its model when that is no longer this worker's business.
+
+    The package's `timeout_s` counts while its model runs; what radnode does before and after has `AROUND_S` each.
+    """
 
     def __init__(
         self,
@@ -241,7 +250,6 @@ class _Heartbeat:
     ):
         self._models = models
         self._archive, self._job, self._worker, self._stop = archive, job, worker, stop
-        self._deadline = time.monotonic() + timeout_s
         self._timeout_s = timeout_s
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -260,8 +268,11 @@ class _Heartbeat:
         lost_at = time.monotonic() + LEASE_S
         stuck_at: float | None = None  # the model was killed, the job should be over
         why = ""
+        running, since = False, time.monotonic()
         while not self._done.wait(0.5):
             now = time.monotonic()
+            if self._models.running != running:
+                running, since = not running, now
             if stuck_at is not None:
                 self._models.stop_last(why)  # the job may only now have come to ask for its model
                 if now >= stuck_at:
@@ -269,8 +280,10 @@ class _Heartbeat:
                     self._try(partial(fail_attempt, database, job, worker, sentence))
                     self._leave(f"job {job.id}: stuck")
                 continue
-            if now >= self._deadline:
-                why = f"it ran longer than {self._timeout_s:.0f} s (timeout_s in dicom.yaml)"
+            if now >= since + (self._timeout_s if running else AROUND_S):
+                why = f"it took longer than {AROUND_S:.0f} s to load it and read its input, or to make its results"
+                if running:
+                    why = f"it ran longer than {self._timeout_s:.0f} s (timeout_s in dicom.yaml)"
                 self._models.stop_last(why)
                 stuck_at = now + STUCK_S
             if self._stop.is_set():

@@ -56,6 +56,7 @@ class CommandModel:
         if shutil.which(program.replace("{package}", str(self._folder))) is None:
             raise ModelError(f"model {folder.name}: there is no program {program} to run it with")
         self._stopped = ""
+        self.running = False
 
     def stop(self, why: str) -> None:
         """End the program, from any thread: its run, or the one that comes next, raises `ModelError` that says why."""
@@ -151,9 +152,11 @@ class CommandModel:
             raise
         by_itself = False
         try:
+            self.running = True
             why = self._wait(process, root)
             by_itself = not why
         finally:
+            self.running = False
             _end(process, started, by_itself=by_itself)
             dismiss_guard(guard)
         if why:
