@@ -95,6 +95,7 @@ def read_image(plan: ImagePlan) -> Image:
     grey = np.empty(0 if plan.colour else plan.shape, np.float32)
     headers = _MultiFrames(plan.headers)
     padded: dict[int, float] = {}
+    rescales = [Rescale()] * frames
 
     def read_frame(instance: OpenInstance, index: int) -> None:
         ref = plan.frames[index]
@@ -104,7 +105,7 @@ def read_image(plan: ImagePlan) -> Image:
                 raise InputRefused(f"instance {ref.sop_instance_uid} has pixel data of shape {values.shape}")
             colours[index] = values
             return
-        rescale = headers.rescale(instance, ref)
+        rescales[index] = rescale = headers.rescale(instance, ref)
         smallest = _read_frame(instance, ref, rescale, grey[index])
         if instance.header.get("PhotometricInterpretation") == "MONOCHROME1":
             total = np.float32(sum(rescale.bounds(*stored_range(instance.header))))
@@ -113,7 +114,8 @@ def read_image(plan: ImagePlan) -> Image:
         if smallest is not None:
             padded[index] = smallest
 
-    _in_parallel([plan.path] * frames, plan.frames, read_frame)
+    _in_parallel(plan.paths, plan.frames, read_frame)
+    _check_scale(rescales, plan)
     if not plan.colour:
         _fill(grey, padded, "")
     return Image(
@@ -144,7 +146,7 @@ def check_memory(plan: InputPlan, most_bytes: int | None = None) -> None:
         )
 
 
-def _check_scale(rescales: Sequence[Rescale], plan: VolumePlan) -> None:
+def _check_scale(rescales: Sequence[Rescale], plan: InputPlan) -> None:
     found = find_unscaled(rescales, plan.modality)
     if found is None:
         return
@@ -153,7 +155,7 @@ def _check_scale(rescales: Sequence[Rescale], plan: VolumePlan) -> None:
     frame = "" if ref.frame is None else f"frame {ref.frame} of "
     raise InputRefused(
         f"{frame}instance {ref.sop_instance_uid} has no {' and '.join(sorted(lacks, reverse=True))}, which other "
-        "slices of its volume have, so what its values mean is not known: have the series sent again"
+        "slices or frames have, so what its values mean is not known: have the series sent again"
     )
 
 

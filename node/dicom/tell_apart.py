@@ -37,7 +37,7 @@ class Group:
 
 def tell_apart(slices: Sequence[Slice]) -> list[Group]:
     """The slices of one series as groups of one size, orientation and frame of reference, each place taken once."""
-    shapes = _by_geometry(slices)
+    shapes = by_geometry(slices)
     if not shapes:
         return [Group("", tuple(slices), f"its slices have more than {GEOMETRIES_MAX} orientations or sizes")]
     names = _stack_names(shapes)
@@ -51,7 +51,7 @@ def tell_apart(slices: Sequence[Slice]) -> list[Group]:
     return groups
 
 
-def _by_geometry(slices: Sequence[Slice]) -> list[tuple[Slice, ...]]:
+def by_geometry(slices: Sequence[Slice]) -> list[tuple[Slice, ...]]:
     """The slices of each size, orientation and frame of reference, in the order of their firsts.
 
     An empty list where there are more than `GEOMETRIES_MAX`: the work grows with their number times that of the slices.

@@ -247,8 +247,7 @@ def _copy_inputs(plans: Mapping[str, InputPlan], in_folder: Path) -> set[str]:
     """
     digests: set[str] = set()
     for plan in plans.values():
-        paths = plan.paths if isinstance(plan, VolumePlan) else (plan.path,)
-        for path, slice_ in zip(paths, plan.slices, strict=False):
+        for path, slice_ in zip(plan.paths, plan.slices, strict=True):
             copied = in_folder / f"{plan.series_uid}#{slice_.sop_instance_uid}.dcm"
             if copied.exists():
                 continue
