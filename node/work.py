@@ -24,6 +24,7 @@ from node.archive.store import Archive
 from node.config import Config
 from node.dicom.assembly import InputPlan, assemble_volumes
 from node.dicom.header import read_header
+from node.dicom.naming import instances_of, narrow
 from node.dicom.selection import select_input
 from node.errors import ArchiveError, InputRefused, ModelError, OutputRefused, RadnodeError
 from node.infer.command import CommandModel
@@ -137,26 +138,28 @@ class WarmModels:
 
 
 def plan_inputs(package: Package, wanted: dict[str, list[str]], paths: dict[str, Path]) -> dict[str, InputPlan]:
-    """The volumes and images of a job's inputs, assembled from exactly the instances that it names.
+    """The volumes and images of a job's inputs, assembled from exactly the instances and frames that it names.
 
-    `InputRefused` when one is gone, or when they make another volume than the one that was decided on.
+    `paths` are those of the instances by their UIDs. `InputRefused` when one is gone, or when they make another volume
+    than the one that was decided on.
     """
     plans: dict[str, InputPlan] = {}
-    for name, uids in wanted.items():
+    for input_name, names in wanted.items():
+        uids = instances_of(names)
         missing = [uid for uid in uids if uid not in paths]
         if missing:
             raise InputRefused(
                 f"{len(missing)} of {len(uids)} instances are no longer in the archive: send the study again"
             )
-        headers = {paths[uid]: read_header(paths[uid]) for uid in uids}
-        plan = select_input(assemble_volumes(headers), package.manifest.inputs[name]).plan
-        used = len({reference.sop_instance_uid for reference in plan.slices})
-        if used != len(uids):
+        assembly = assemble_volumes({paths[uid]: read_header(paths[uid]) for uid in uids})
+        named = narrow(assembly, names)
+        if not named.volumes and not named.images:
+            why = "".join(f" ({refusal.sentence})" for refusal in assembly.refusals[:1])
             raise InputRefused(
-                f"the job names {len(uids)} instances, and {used} of them make one input: `radnode reprocess` "
-                "decides over the study again"
+                f"the job names {len(uids)} instances, and no input is made of exactly these and their frames that it "
+                f"names{why}: `radnode reprocess` decides over the study again"
             )
-        plans[name] = plan
+        plans[input_name] = select_input(named, package.manifest.inputs[input_name]).plan
     return plans
 
 
@@ -170,7 +173,7 @@ def _run(archive: Archive, job: Job, worker: WorkerId, shelf: PackageShelf, mode
                 f"package {job.model} changed since this job was made (version {job.model_version}, now "
                 f"{package.version}): `radnode reprocess` makes a job for the new one"
             )
-        wanted = sorted({uid for uids in job.inputs.values() for uid in uids})
+        wanted = instances_of(name for names in job.inputs.values() for name in names)
         model = models.get(package)  # loads while the headers and voxels are read
         plans = plan_inputs(package, job.inputs, archive.instance_paths(wanted))
         created = datetime.fromtimestamp(job.created_at, UTC)

@@ -87,7 +87,7 @@ jobs = Table(
     Column("model", Text, nullable=False),
     Column("model_version", Text, nullable=False),
     Column("model_digest", String(64), nullable=False),
-    Column("inputs", JSON, nullable=False),  # manifest input name to sorted SOP Instance UIDs
+    Column("inputs", JSON, nullable=False),  # manifest input name to sorted instances (`node.dicom.naming`)
     Column("send_to", JSON, nullable=False),  # peer names
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False, default=""),

@@ -86,6 +86,7 @@ def test_single_frames_of_one_place_are_an_image_in_the_order_of_time(
         assert not assembly.volumes
         assert plan.paths == tuple(paths)
         assert seen(plan) == list(range(FRAMES))
+    (plan,) = assemble(tmp_path).images
     image = read_image(plan)
     assert image.spacing_mm == (1.0, 1.0)
     assert [str(header.SOPInstanceUID) for header in plan.headers] == [ref.sop_instance_uid for ref in image.frames]
