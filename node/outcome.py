@@ -24,6 +24,7 @@ from node.archive.records import Job, JobState, StoredResult
 from node.archive.store import Archive
 from node.config import Config
 from node.dicom.header import read_header
+from node.dicom.naming import instances_of
 from node.errors import InputRefused, RadnodeError
 from node.infer.manifest import Manifest
 from node.infer.package import Package
@@ -80,7 +81,7 @@ def make_untold(archive: Archive, config: Config, job: Job, package: Package | N
     """
     takes = what_peers_take(config, archive.database, job.send_to)
     wanted = wanted_of(job, takes)
-    uids = sorted({uid for uids in job.inputs.values() for uid in uids})
+    uids = instances_of(name for names in job.inputs.values() for name in names)
     paths = archive.instance_paths(uids)
     if not paths:
         raise InputRefused("its images are no longer in the archive")

@@ -22,6 +22,7 @@ from node.config import Route
 from node.dicom.assembly import assemble_volumes
 from node.dicom.conditions import Verdict
 from node.dicom.header import read_header
+from node.dicom.naming import name_plan
 from node.dicom.selection import select_input
 from node.errors import InputRefused, RadnodeError
 from node.infer.package import Package
@@ -175,7 +176,7 @@ def _plan_job(route: Route, model: str, headers: Headers, package: Package | Rad
     for name, wanted in package.manifest.inputs.items():
         try:
             choice = select_input(assembly, wanted)
-            inputs[name] = sorted({reference.sop_instance_uid for reference in choice.plan.slices})
+            inputs[name] = name_plan(choice.plan)
         except InputRefused as error:
             refusal = str(error)
             inputs[name] = everything

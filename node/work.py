@@ -24,11 +24,12 @@ from node.archive.store import Archive
 from node.config import Config
 from node.dicom.assembly import InputPlan, assemble_volumes
 from node.dicom.header import read_header
+from node.dicom.naming import instances_of, narrow
 from node.dicom.selection import select_input
 from node.errors import ArchiveError, InputRefused, ModelError, OutputRefused, RadnodeError
 from node.infer.command import CommandModel
 from node.infer.device import choose_device
-from node.infer.hosted import HostedModel, probe_protections
+from node.infer.hosted import LOAD_S, HostedModel, probe_protections
 from node.infer.model import DicomModel, Model, open_model
 from node.infer.package import Package
 from node.infer.packagings import Adapter
@@ -42,6 +43,7 @@ _log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 DRAIN_S = 120.0  # a job that runs when the node stops may take so long; then it is given back
+AROUND_S = LOAD_S + 600.0  # that radnode may take to load a model and read its input, and then for its results
 STUCK_S = 30.0  # that a job may take to end after its model was killed
 EXIT_LOST = 70
 
@@ -117,6 +119,11 @@ class WarmModels:
             del held[digest]
             self._models.pop(digest).close()
 
+    @property
+    def running(self) -> bool:
+        """Whether the model that was asked for last has its input and runs: it is loaded, and it has not answered."""
+        return self._asked is not None and self._asked.running
+
     def stop_last(self, why: str) -> None:
         """Kill the process of the model that was asked for last, from any thread; its run fails with this sentence."""
         if self._asked is not None:
@@ -129,26 +136,28 @@ class WarmModels:
 
 
 def plan_inputs(package: Package, wanted: dict[str, list[str]], paths: dict[str, Path]) -> dict[str, InputPlan]:
-    """The volumes and images of a job's inputs, assembled from exactly the instances that it names.
+    """The volumes and images of a job's inputs, assembled from exactly the instances and frames that it names.
 
-    `InputRefused` when one is gone, or when they make another volume than the one that was decided on.
+    `paths` are those of the instances by their UIDs. `InputRefused` when one is gone, or when they make another volume
+    than the one that was decided on.
     """
     plans: dict[str, InputPlan] = {}
-    for name, uids in wanted.items():
+    for input_name, names in wanted.items():
+        uids = instances_of(names)
         missing = [uid for uid in uids if uid not in paths]
         if missing:
             raise InputRefused(
                 f"{len(missing)} of {len(uids)} instances are no longer in the archive: send the study again"
             )
-        headers = {paths[uid]: read_header(paths[uid]) for uid in uids}
-        plan = select_input(assemble_volumes(headers), package.manifest.inputs[name]).plan
-        used = len({reference.sop_instance_uid for reference in plan.slices})
-        if used != len(uids):
+        assembly = assemble_volumes({paths[uid]: read_header(paths[uid]) for uid in uids})
+        named = narrow(assembly, names)
+        if not named.volumes and not named.images:
+            why = "".join(f" ({refusal.sentence})" for refusal in assembly.refusals[:1])
             raise InputRefused(
-                f"the job names {len(uids)} instances, and {used} of them make one input: `radnode reprocess` "
-                "decides over the study again"
+                f"the job names {len(uids)} instances, and no input is made of exactly these and their frames that it "
+                f"names{why}: `radnode reprocess` decides over the study again"
             )
-        plans[name] = plan
+        plans[input_name] = select_input(named, package.manifest.inputs[input_name]).plan
     return plans
 
 
@@ -162,7 +171,7 @@ def _run(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: Pa
                 f"package {job.model} changed since this job was made (version {job.model_version}, now "
                 f"{package.version}): `radnode reprocess` makes a job for the new one"
             )
-        wanted = sorted({uid for uids in job.inputs.values() for uid in uids})
+        wanted = instances_of(name for names in job.inputs.values() for name in names)
         model = models.get(package)  # loads while the headers and voxels are read
         plans = plan_inputs(package, job.inputs, archive.instance_paths(wanted))
         created = datetime.fromtimestamp(job.created_at, UTC)
@@ -248,7 +257,10 @@ def _tell_protections(device: str) -> None:
 
 
 class _Heartbeat:
-    """Renews a job's lease while the job runs, and kills its model when that is no longer this worker's business."""
+    """Renews a job's lease while the job runs, and kills its model when that is no longer this worker's business.
+
+    The package's `timeout_s` counts while its model runs; what radnode does before and after has `AROUND_S` each.
+    """
 
     def __init__(
         self,
@@ -261,7 +273,6 @@ class _Heartbeat:
     ):
         self._models = models
         self._archive, self._job, self._worker, self._stop = archive, job, worker, stop
-        self._deadline = time.monotonic() + timeout_s
         self._timeout_s = timeout_s
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -280,8 +291,11 @@ class _Heartbeat:
         lost_at = time.monotonic() + LEASE_S
         stuck_at: float | None = None  # the model was killed, the job should be over
         why = ""
+        running, since = False, time.monotonic()
         while not self._done.wait(0.5):
             now = time.monotonic()
+            if self._models.running != running:
+                running, since = not running, now
             if stuck_at is not None:
                 self._models.stop_last(why)  # the job may only now have come to ask for its model
                 if now >= stuck_at:
@@ -289,8 +303,10 @@ class _Heartbeat:
                     self._try(partial(fail_attempt, database, job, worker, sentence))
                     self._leave(f"job {job.id}: stuck")
                 continue
-            if now >= self._deadline:
-                why = f"it ran longer than {self._timeout_s:.0f} s (timeout_s in dicom.yaml)"
+            if now >= since + (self._timeout_s if running else AROUND_S):
+                why = f"it took longer than {AROUND_S:.0f} s to load it and read its input, or to make its results"
+                if running:
+                    why = f"it ran longer than {self._timeout_s:.0f} s (timeout_s in dicom.yaml)"
                 self._models.stop_last(why)
                 stuck_at = now + STUCK_S
             if self._stop.is_set():

@@ -12,6 +12,7 @@ from hypothesis import settings
 from node.archive import schema
 from node.archive.store import Archive
 from node.demo.pacs import Orthanc
+from tests.infer.site import Site, running_site
 from tests.postgresql import running_postgresql
 
 # In CI the same examples each time; new ones are looked for at the desk.
@@ -43,6 +44,13 @@ def postgresql_url() -> Iterator[str]:
     """A PostgreSQL server of this run."""
     with running_postgresql() as url:
         yield url
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """A web server on this machine, closed after the test."""
+    with running_site() as running:
+        yield running
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -34,26 +34,47 @@ with archive.database.write() as connection:
     connection.execute(text("ALTER TABLE jobs RENAME TO gone"))
 stop = threading.Event()
 timeout_s = 600.0
-if sys.argv[2] == "stops":
-    stop.set()
-else:
-    timeout_s = 0.0
+
+class Asked:  # a model that was asked for, as far as a heartbeat looks at it
+    running = sys.argv[2] == "runs too long"
+    stop = staticmethod(print)
+
+match sys.argv[2]:
+    case "stops":
+        stop.set()
+    case "stuck":
+        work.AROUND_S = 0.0
+    case "reads" | "runs too long":
+        timeout_s = 0.0
 models = work.WarmModels("cpu", memory_bytes=None, warm_bytes=0)
+models._asked = Asked
 with work._Heartbeat(archive, job, worker, stop, timeout_s, models):
-    time.sleep(30)
+    time.sleep(2 if sys.argv[2] == "reads" else 30)
 """
 
 
 def ends_with(folder: Path, why: str) -> tuple[int, str]:
     argv = [sys.executable, "-c", WORKER, str(folder), why]
     ended = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[1], check=False)
-    return ended.returncode, ended.stderr
+    return ended.returncode, ended.stdout + ended.stderr
 
 
 def test_a_job_that_is_stuck_ends_the_worker_without_its_database(tmp_path: Path) -> None:
     code, said = ends_with(tmp_path, "stuck")
     assert code == EXIT_LOST, said
     assert "job 1: stuck" in said
+
+
+def test_a_model_that_runs_too_long_is_stopped_by_the_time_in_its_manifest(tmp_path: Path) -> None:
+    code, said = ends_with(tmp_path, "runs too long")
+    assert code == EXIT_LOST, said
+    assert "it ran longer than 0 s (timeout_s in dicom.yaml)" in said
+
+
+def test_loading_a_model_and_reading_a_study_are_not_its_run(tmp_path: Path) -> None:
+    """`timeout_s` is long over, and nobody minds."""
+    code, said = ends_with(tmp_path, "reads")
+    assert (code, said) == (0, "")
 
 
 def test_a_node_that_stops_waits_for_no_job_without_its_database(tmp_path: Path) -> None:

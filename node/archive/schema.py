@@ -91,7 +91,7 @@ jobs = Table(
     Column("model", Text, nullable=False),
     Column("model_version", Text, nullable=False),
     Column("model_digest", String(64), nullable=False),
-    Column("inputs", JSON, nullable=False),  # manifest input name to sorted SOP Instance UIDs
+    Column("inputs", JSON, nullable=False),  # manifest input name to sorted instances (`node.dicom.naming`)
     Column("send_to", JSON, nullable=False),  # peer names
     Column("results", JSON, nullable=False, server_default='["seg", "sr"]'),  # kinds, see node.report.kinds
     Column("tell_no_result", Boolean, nullable=False, server_default=true()),  # whether the peers hear of a failure

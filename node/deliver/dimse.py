@@ -16,6 +16,8 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, build_role
 from pynetdicom.association import Association
+from pynetdicom.events import EVT_PDU_RECV, Event
+from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.sop_class import (
     StorageCommitmentPushModel,  # pyright: ignore[reportAttributeAccessIssue]
@@ -220,13 +222,26 @@ class _Connection:
 
     def __enter__(self) -> Association:
         address = self._address
+        rejections: list[A_ASSOCIATE_RJ] = []
+
+        def note(event: Event) -> None:
+            if isinstance(event.pdu, A_ASSOCIATE_RJ):
+                rejections.append(event.pdu)
+
         association = self._ae.associate(
-            address.host, address.port, ae_title=address.ae_title, max_pdu=PDU_LENGTH, ext_neg=list(self._roles)
+            address.host,
+            address.port,
+            ae_title=address.ae_title,
+            max_pdu=PDU_LENGTH,
+            ext_neg=list(self._roles),
+            evt_handlers=[(EVT_PDU_RECV, note)],
         )
         if association.is_established:
             self._association = association
             return association
-        if association.is_rejected and (answer := association.acceptor.primitive) is not None:
+        # Not as the association has it: pynetdicom closes the connection upon a rejection, and takes the peer for one
+        # that does not answer where that happens before its other thread has looked whether it is connected.
+        for answer in rejections[:1]:
             what = _REJECTION.get(answer.result or 0, "rejected")
             raise DeliveryError(f"{address} {what} our association as {address.calling_ae_title}: {answer.reason_str}")
         if association.acceptor.primitive is not None:  # accepted, but no presentation context was, or aborted

@@ -1,7 +1,8 @@
 """From the instances of any number of series to volumes in patient space and images, and why where there is none.
 
 `node.dicom.candidates` says what each instance can be, `node.dicom.tell_apart` what belongs together, and
-`node.dicom.stack` where the slices stand. Only headers are looked at; `node.dicom.pixels` reads the voxels.
+`node.dicom.stack` where the slices stand. Slices of one place that time tells apart are an image (`node.dicom.cine`).
+Only headers are looked at; `node.dicom.pixels` reads the voxels.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
-from node.dicom.candidates import Planar, numbers, sort_out
+from node.dicom.candidates import Planar, Slice, numbers, sort_out
+from node.dicom.cine import find_cines
 from node.dicom.stack import Stack, stack_slices
 from node.dicom.tell_apart import tell_apart
 from node.dicom.volume import Affine, Grid, SliceRef
@@ -36,22 +38,18 @@ class VolumePlan:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """The frames of one planar instance as its header describes them."""
+    """The frames of one planar instance, or of a cine, as their headers describe them."""
 
     frames: tuple[SliceRef, ...]
-    path: Path
-    header: Dataset  # as it was sent, and beside it what functional groups say of the first frame
+    paths: tuple[Path, ...]  # one per frame
+    headers: tuple[Dataset, ...]  # one per instance, in the order of their first frames
+    header: Dataset  # stands for the image: that of its first frame, with what functional groups say of it
     shape: tuple[int, int, int]  # frames, rows, columns
     colour: bool
     series_uid: str
     study_uid: str
     modality: str
     name: str = ""  # what tells it from other images of its series: "image 2"
-
-    @property
-    def headers(self) -> tuple[Dataset, ...]:
-        """One per instance, as a volume's plan has them."""
-        return (self.header,)
 
     @property
     def slices(self) -> tuple[SliceRef, ...]:
@@ -95,13 +93,22 @@ def assemble_volumes(headers: Mapping[Path, Dataset]) -> Assembly:
     images: list[ImagePlan] = []
     for uid in sorted(series):
         candidates = sort_out(sorted(series[uid], key=_member_key))
+        stacked: list[Slice] = []
+        refused: list[tuple[str, tuple[Slice, ...]]] = []
         for group in tell_apart(candidates.slices) if candidates.slices else ():
             outcome = group.refused or stack_slices(group.slices)
             if isinstance(outcome, Stack):
                 volumes.append(_volume(uid, group.name, outcome))
+                stacked += group.slices
             else:
-                for slice_ in group.slices:
-                    candidates.leave(outcome, slice_.instance)
+                refused.append((outcome, group.slices))
+        cines = find_cines([slice_ for _, slices in refused for slice_ in slices], stacked)
+        candidates.images += cines
+        shown = {ref for cine in cines for ref in cine.frames}
+        for reason, slices in refused:
+            for slice_ in slices:
+                if slice_.ref not in shown:
+                    candidates.leave(reason, slice_.instance)
         for reason, instances in candidates.aside.items():
             refusals.append(Refusal(uid, reason, tuple(str(header.get("SOPInstanceUID", "")) for header in instances)))
         images += _images(uid, candidates.images)
@@ -140,7 +147,8 @@ def _images(series_uid: str, images: list[Planar]) -> list[ImagePlan]:
     return [
         ImagePlan(
             frames=image.frames,
-            path=image.path,
+            paths=image.paths,
+            headers=image.instances,
             header=image.header,
             shape=(len(image.frames), int(image.header.Rows), int(image.header.Columns)),
             colour=image.colour,

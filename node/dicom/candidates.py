@@ -83,10 +83,11 @@ class Slice:
 
 @dataclass(frozen=True)
 class Planar:
-    """One instance without a place in the patient."""
+    """One instance without a place in the patient, or frames that all have the same."""
 
-    path: Path
-    header: Dataset  # as it was sent, and what functional groups say of the first frame
+    paths: tuple[Path, ...]  # one per frame
+    instances: tuple[Dataset, ...]  # as they were sent, in the order of their first frames
+    header: Dataset  # of the first frame, and what its instance says
     frames: tuple[SliceRef, ...]
     colour: bool
 
@@ -166,7 +167,7 @@ def _add_image(candidates: Candidates, path: Path, header: Dataset) -> None:
     several = grouped or count > 1
     refs = tuple(SliceRef(class_uid, instance_uid, frame if several else None) for frame in range(1, count + 1))
     flat = flatten_first_frame(header) if grouped else header
-    candidates.images.append(Planar(path, flat, refs, _is_colour(header)))
+    candidates.images.append(Planar((path,) * count, (flat,), flat, refs, _is_colour(header)))
 
 
 def _frames(header: Dataset) -> Iterable[tuple[int | None, Dataset]]:

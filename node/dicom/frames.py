@@ -24,6 +24,14 @@ def frame_header(header: Dataset, frame: int) -> Dataset:
     return FrameHeaders(header)[frame]
 
 
+def frame_count(header: Dataset) -> int:
+    """How many frames an instance says that it has; 1 where it says nothing, or nothing that can be read."""
+    try:
+        return max(1, int(header.get("NumberOfFrames") or 1))
+    except (TypeError, ValueError):
+        return 1
+
+
 def flatten_first_frame(header: Dataset) -> Dataset:
     """A multi-frame object's header as it is, with what its functional groups say of the first frame beside it."""
     flat = frame_header(header, 1)
@@ -44,7 +52,7 @@ class FrameHeaders(Mapping[int, Dataset]):
     def __init__(self, header: Dataset):
         self._file_meta = getattr(header, "file_meta", None)
         items = _items(header, "PerFrameFunctionalGroupsSequence")
-        self._count = max(_frame_count(header), len(items))
+        self._count = max(frame_count(header), len(items))
         self._items = items
         self._common: Elements = {element.tag: element for element in header if element.tag not in _STRUCTURE}
         for tag, element in _renamed(self._common).items():
@@ -148,13 +156,6 @@ def _items(header: Dataset, keyword: str) -> list[Dataset]:
     value = header.get(keyword)
     # A damaged object can have anything under a sequence's tag.
     return [item for item in value if isinstance(item, Dataset)] if isinstance(value, Sequence) else []
-
-
-def _frame_count(header: Dataset) -> int:
-    try:
-        return max(1, int(header.get("NumberOfFrames") or 1))
-    except (TypeError, ValueError):
-        return 1
 
 
 # -- Names ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,13 +12,14 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from node.dicom.assembly import ImagePlan, InputPlan, VolumePlan
+from node.dicom.assembly import ImagePlan, InputPlan, VolumePlan, shape_of
 from node.dicom.decode import OpenInstance, open_instance
 from node.dicom.frames import FrameHeaders
 from node.dicom.realworld import (
     Rescale,
     Unit,
     clear_unused_bits,
+    find_unscaled,
     padding_value,
     read_padding,
     read_rescale,
@@ -47,21 +49,25 @@ def read_volume(plan: VolumePlan) -> Volume:
 
     Each slice is its stored values times its own slope plus its own intercept, or by its own table (PS3.3 C.11.1).
     MONOCHROME1 changes nothing: it is about display, not about values. Padding becomes what `padding_value` says.
-    Raises `InputRefused` for a slice that cannot be decoded, naming the instance and its transfer syntax.
+    Raises `InputRefused` for a slice that cannot be decoded, naming the instance and its transfer syntax, and for one
+    without a rescale among others that have theirs; and, before anything is read, for what `check_memory` refuses.
     """
     unit, factor = read_unit(plan.header, plan.headers)
+    check_memory(plan)
     array = np.empty(plan.grid.shape, np.float32)
     headers = _MultiFrames(plan.headers)
     padded: dict[int, float] = {}  # slices with padding, and the smallest measured value of each
+    rescales = [Rescale()] * len(array)
 
     def read_slice(instance: OpenInstance, index: int) -> None:
         ref = plan.slices[index]
-        rescale = headers.rescale(instance, ref).scaled(factor)
-        smallest = _read_frame(instance, ref, rescale, array[index])
+        rescales[index] = headers.rescale(instance, ref)
+        smallest = _read_frame(instance, ref, rescales[index].scaled(factor), array[index])
         if smallest is not None:
             padded[index] = smallest
 
     _in_parallel(plan.paths, plan.slices, read_slice)
+    _check_scale(rescales, plan)
     _fill(array, padded, unit)
     return Volume(
         array=array,
@@ -83,11 +89,13 @@ def read_image(plan: ImagePlan) -> Image:
     MONOCHROME1 is turned over within the range of values that its bits allow (PS3.3 C.7.6.3.1.2): a model sees bright
     bone on every radiograph. Padding becomes dark. Raises as `read_volume` does.
     """
+    check_memory(plan)
     frames, rows, columns = plan.shape
     colours = np.empty((frames, rows, columns, 3) if plan.colour else 0, np.uint8)
     grey = np.empty(0 if plan.colour else plan.shape, np.float32)
     headers = _MultiFrames(plan.headers)
     padded: dict[int, float] = {}
+    rescales = [Rescale()] * frames
 
     def read_frame(instance: OpenInstance, index: int) -> None:
         ref = plan.frames[index]
@@ -97,7 +105,7 @@ def read_image(plan: ImagePlan) -> Image:
                 raise InputRefused(f"instance {ref.sop_instance_uid} has pixel data of shape {values.shape}")
             colours[index] = values
             return
-        rescale = headers.rescale(instance, ref)
+        rescales[index] = rescale = headers.rescale(instance, ref)
         smallest = _read_frame(instance, ref, rescale, grey[index])
         if instance.header.get("PhotometricInterpretation") == "MONOCHROME1":
             total = np.float32(sum(rescale.bounds(*stored_range(instance.header))))
@@ -106,7 +114,8 @@ def read_image(plan: ImagePlan) -> Image:
         if smallest is not None:
             padded[index] = smallest
 
-    _in_parallel([plan.path] * frames, plan.frames, read_frame)
+    _in_parallel(plan.paths, plan.frames, read_frame)
+    _check_scale(rescales, plan)
     if not plan.colour:
         _fill(grey, padded, "")
     return Image(
@@ -117,6 +126,36 @@ def read_image(plan: ImagePlan) -> Image:
         modality=plan.modality,
         spacing_mm=image_spacing_mm(plan.header),
         attributes=_attributes(plan.header) | _window(plan.header),
+    )
+
+
+def check_memory(plan: InputPlan, most_bytes: int | None = None) -> None:
+    """Raise `InputRefused` before anything is decoded of what takes more than `most_bytes`: half of the machine's.
+
+    The other half is for the model, which has at least a copy.
+    """
+    most_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if most_bytes is None else most_bytes
+    frames, rows, columns = shape_of(plan)
+    is_colour = isinstance(plan, ImagePlan) and plan.colour
+    need = frames * rows * columns * (3 if is_colour else np.dtype(np.float32).itemsize)
+    if need > most_bytes:
+        what = "slices" if isinstance(plan, VolumePlan) else "colour frames" if is_colour else "frames"
+        raise InputRefused(
+            f"its {frames} {what} of {rows} x {columns} pixels take {need / 1e9:.1f} GB of memory, and at most "
+            f"{most_bytes / 1e9:.1f} GB (half of what this machine has) are given to one input"
+        )
+
+
+def _check_scale(rescales: Sequence[Rescale], plan: InputPlan) -> None:
+    found = find_unscaled(rescales, plan.modality)
+    if found is None:
+        return
+    index, lacks = found
+    ref = plan.slices[index]
+    frame = "" if ref.frame is None else f"frame {ref.frame} of "
+    raise InputRefused(
+        f"{frame}instance {ref.sop_instance_uid} has no {' and '.join(sorted(lacks, reverse=True))}, which other "
+        "slices or frames have, so what its values mean is not known: have the series sent again"
     )
 
 

@@ -7,7 +7,7 @@ values are where neither is there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +38,7 @@ class Rescale:
     slope: float = 1.0
     intercept: float = 0.0
     table: Dataset | None = None  # with a ModalityLUTSequence, which goes before slope and intercept
+    unsaid: frozenset[str] = frozenset()  # which of RescaleSlope and RescaleIntercept nothing was said of
 
     def apply(self, stored: NDArray[Any], out: NDArray[np.float32]) -> None:
         """Write the real-world values of `stored` to `out`, of the same shape."""
@@ -52,7 +53,7 @@ class Rescale:
 
     def scaled(self, factor: float) -> Rescale:
         """The same in a unit `factor` times as small."""
-        return self if factor == 1 else Rescale(self.slope * factor, self.intercept * factor, self.table)
+        return self if factor == 1 else replace(self, slope=self.slope * factor, intercept=self.intercept * factor)
 
     def bounds(self, lowest: int, highest: int) -> tuple[float, float]:
         """The smallest and the largest real-world value of stored values from `lowest` to `highest`."""
@@ -69,16 +70,31 @@ def read_rescale(header: Dataset, sop_instance_uid: str) -> Rescale:
     try:
         if "RescaleSlope" in header or "RescaleIntercept" in header:
             slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
-            rescale = Rescale(float(slope or 1.0), float(intercept or 0.0))
+            given = {"RescaleSlope": slope, "RescaleIntercept": intercept}
+            unsaid = frozenset(keyword for keyword, value in given.items() if value is None or value == "")
+            rescale = Rescale(float(slope or 1.0), float(intercept or 0.0), unsaid=unsaid)
         elif (mapping := _linear_mapping(header)) is not None:
             rescale = Rescale(float(mapping.RealWorldValueSlope), float(mapping.get("RealWorldValueIntercept") or 0.0))
         else:
-            return Rescale()
+            return Rescale(unsaid=frozenset(("RescaleSlope", "RescaleIntercept")))
     except Exception:  # as many kinds as pydicom has converters
         rescale = Rescale(np.nan)
     if not np.isfinite((rescale.slope, rescale.intercept)).all():
         raise InputRefused(f"RescaleSlope or RescaleIntercept of instance {sop_instance_uid} is no number")
     return rescale
+
+
+def find_unscaled(rescales: Sequence[Rescale], modality: str) -> tuple[int, frozenset[str]] | None:
+    """The first slice that says less than others of its volume what its stored values mean, and what it lacks.
+
+    A series of which no slice has a rescale is taken as stored. Beside slices that have one, a slice without has lost
+    its own, and its values would be of another scale. Nothing is lost where the others say that values are as stored
+    (slope 1, intercept 0), but in CT, where every image must have both (PS3.3 C.8.2.1).
+    """
+    least = frozenset.intersection(*(rescale.unsaid for rescale in rescales))
+    if modality != "CT" and all(rescale == replace(Rescale(), unsaid=rescale.unsaid) for rescale in rescales):
+        return None
+    return next(((index, lacks) for index, rescale in enumerate(rescales) if (lacks := rescale.unsaid - least)), None)
 
 
 def read_unit(header: Dataset, headers: Sequence[Dataset]) -> tuple[Unit, float]:

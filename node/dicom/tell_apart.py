@@ -20,6 +20,7 @@ from node.dicom.stack import SAME_PLACE_MM, heights_mm, is_even
 from node.dicom.traits import Trait, Value, traits_of
 
 ORIENTATION_TOLERANCE = 1e-3  # of a direction cosine
+GEOMETRIES_MAX = 256  # orientations and sizes in one series; a radial acquisition has a few dozen
 TRAITS_MAX = 4  # as many together; more were never seen to be needed
 
 Codes = NDArray[np.int64]
@@ -36,7 +37,9 @@ class Group:
 
 def tell_apart(slices: Sequence[Slice]) -> list[Group]:
     """The slices of one series as groups of one size, orientation and frame of reference, each place taken once."""
-    shapes = _by_geometry(slices)
+    shapes = by_geometry(slices)
+    if not shapes:
+        return [Group("", tuple(slices), f"its slices have more than {GEOMETRIES_MAX} orientations or sizes")]
     names = _stack_names(shapes)
     groups: list[Group] = []
     for prefix, shape in zip(names, shapes, strict=True):
@@ -48,17 +51,24 @@ def tell_apart(slices: Sequence[Slice]) -> list[Group]:
     return groups
 
 
-def _by_geometry(slices: Sequence[Slice]) -> list[tuple[Slice, ...]]:
+def by_geometry(slices: Sequence[Slice]) -> list[tuple[Slice, ...]]:
+    """The slices of each size, orientation and frame of reference, in the order of their firsts.
+
+    An empty list where there are more than `GEOMETRIES_MAX`: the work grows with their number times that of the slices.
+    """
     orientations = np.array([slice_.orientation for slice_ in slices]).reshape(-1, 6)
     frames = [(slice_.size, str(slice_.header.get("FrameOfReferenceUID", ""))) for slice_ in slices]
-    left = list(range(len(slices)))
-    groups = []
-    while left:
-        first = left[0]
-        near = (np.abs(orientations[left] - orientations[first]) <= ORIENTATION_TOLERANCE).all(axis=1)
-        alike = [index for index, is_near in zip(left, near, strict=True) if is_near and frames[index] == frames[first]]
-        groups.append(tuple(slices[index] for index in alike))
-        left = sorted(set(left) - set(alike))
+    numbers_of = {frame: number for number, frame in enumerate(dict.fromkeys(frames))}
+    codes = np.array([numbers_of[frame] for frame in frames])
+    left = np.arange(len(slices))
+    groups: list[tuple[Slice, ...]] = []
+    while len(left):
+        if len(groups) == GEOMETRIES_MAX:
+            return []
+        near = (np.abs(orientations[left] - orientations[left[0]]) <= ORIENTATION_TOLERANCE).all(axis=1)
+        near &= codes[left] == codes[left[0]]
+        groups.append(tuple(slices[index] for index in left[near].tolist()))
+        left = left[~near]
     return groups
 
 

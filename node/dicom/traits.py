@@ -27,12 +27,13 @@ class Trait:
     name: Callable[[Value, int], str]  # from the value and its 1-based rank among the series' values
     by_place: bool = False  # the values are compared among slices of one place only: times differ from slice to slice
     in_turn: bool = False  # ... and the volumes must have been taken one after the other
+    says_when: bool = False  # it tells frames of one cine apart: a phase, a place in a series in time
     says_what: bool = True  # it is what the image is, or when it was planned to be; not merely when it was made
 
 
 def traits_of(slices: list[Slice]) -> list[Trait]:
     """The traits in the order in which they are tried: from what an image is to when it was made."""
-    return [*_WHAT, *_dimensions(slices), *_WHEN]
+    return [*WHAT, *_dimensions(slices), *_WHEN]
 
 
 def _text(keyword: str) -> Callable[[Slice], Value | None]:
@@ -46,7 +47,7 @@ def _text(keyword: str) -> Callable[[Slice], Value | None]:
     return value
 
 
-def _number(*keywords: str) -> Callable[[Slice], Value | None]:
+def number(*keywords: str) -> Callable[[Slice], Value | None]:
     """The first of the attributes that is one number."""
 
     def value(slice_: Slice) -> Value | None:
@@ -58,11 +59,17 @@ def _number(*keywords: str) -> Callable[[Slice], Value | None]:
     return value
 
 
-def _in_turn(date: str, time: str) -> Trait:
-    def value(slice_: Slice) -> Value | None:
-        found = str(value_of(slice_.header, time) or "").strip()
-        return f"{value_of(slice_.header, date) or ''} {found}" if found else None
+def acquired(slice_: Slice) -> Value | None:
+    """Date and time of acquisition, as a text that sorts."""
+    return _moment(slice_, "AcquisitionDate", "AcquisitionTime")
 
+
+def _moment(slice_: Slice, date: str, time: str) -> Value | None:
+    found = str(value_of(slice_.header, time) or "").strip()
+    return f"{value_of(slice_.header, date) or ''} {found}" if found else None
+
+
+def _in_turn(value: Callable[[Slice], Value | None]) -> Trait:
     return Trait(value, _numbered("time"), by_place=True, in_turn=True, says_what=False)
 
 
@@ -143,33 +150,33 @@ def _private(header: Dataset, group: int, element: int, creator: str) -> list[fl
 
 # -- The list ------------------------------------------------------------------------------------------------------
 
-_WHAT = (
+WHAT = (
     Trait(_text("StackID"), lambda value, rank: f"stack {_shown(value)}"),
     Trait(_text("ImageType"), lambda value, rank: _shown(value)),
     Trait(_text("ComplexImageComponent"), lambda value, rank: _shown(value).lower()),
-    Trait(_number("EchoTime", "EchoNumbers"), _numbered("echo")),
-    Trait(_number("EchoNumbers"), _numbered("echo")),
-    Trait(_number("InversionTime"), _valued("inversion {:g} ms")),
-    Trait(_number("FlipAngle"), _valued("flip angle {:g}")),
+    Trait(number("EchoTime", "EchoNumbers"), _numbered("echo")),
+    Trait(number("EchoNumbers"), _numbered("echo")),
+    Trait(number("InversionTime"), _valued("inversion {:g} ms")),
+    Trait(number("FlipAngle"), _valued("flip angle {:g}")),
     Trait(b_value, _valued("b {:g}")),
     Trait(_text("DiffusionDirectionality"), lambda value, rank: _shown(value).lower()),
     Trait(_gradient, _name_gradient),
     Trait(_text("ASLContext"), lambda value, rank: _shown(value).lower()),
-    Trait(_number("NominalPercentageOfCardiacPhase"), _valued("phase {:g} %")),
-    Trait(_number("NominalPercentageOfRespiratoryPhase"), _valued("respiration {:g} %")),
-    Trait(_number("TemporalPositionIdentifier", "TemporalPositionIndex"), _numbered("time")),
-    Trait(_number("FrameReferenceTime"), _numbered("time")),
-    Trait(_number("TriggerTime"), _numbered("phase"), by_place=True),
+    Trait(number("NominalPercentageOfCardiacPhase"), _valued("phase {:g} %"), says_when=True),
+    Trait(number("NominalPercentageOfRespiratoryPhase"), _valued("respiration {:g} %")),
+    Trait(number("TemporalPositionIdentifier", "TemporalPositionIndex"), _numbered("time"), says_when=True),
+    Trait(number("FrameReferenceTime"), _numbered("time"), says_when=True),
+    Trait(number("TriggerTime"), _numbered("phase"), by_place=True, says_when=True),
     Trait(_text("ConvolutionKernel"), lambda value, rank: f"kernel {_shown(value)}"),
-    Trait(_number("KVP"), _valued("{:g} kV")),
-    Trait(_number("SliceThickness"), _valued("slices of {:g} mm")),
+    Trait(number("KVP"), _valued("{:g} kV")),
+    Trait(number("SliceThickness"), _valued("slices of {:g} mm")),
     Trait(lambda slice_: slice_.spacing_mm, lambda value, rank: f"pixels of {_shown(value)} mm"),
 )
 _WHEN = (
-    Trait(_number("AcquisitionNumber"), lambda value, rank: f"acquisition {_shown(value).removesuffix('.0')}"),
+    Trait(number("AcquisitionNumber"), lambda value, rank: f"acquisition {_shown(value).removesuffix('.0')}"),
     Trait(_instance, _numbered("object")),
-    _in_turn("AcquisitionDate", "AcquisitionTime"),
-    _in_turn("ContentDate", "ContentTime"),
+    _in_turn(acquired),
+    _in_turn(lambda slice_: _moment(slice_, "ContentDate", "ContentTime")),
 )
 
 

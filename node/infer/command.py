@@ -29,7 +29,7 @@ from node.dicom.assembly import InputPlan, VolumePlan
 from node.errors import ModelError, OutputRefused
 from node.infer.container import Started, container_argv, folder_variables
 from node.infer.failures import name_signal
-from node.infer.guard import dismiss_guard, start_guard
+from node.infer.guard import dismiss_guard, remove_container, start_guard
 from node.infer.manifest import Manifest, Task
 from node.infer.nifti import read_labelmap
 from node.infer.objects import WrittenFile, looks_like_dicom, take_objects
@@ -39,7 +39,6 @@ _FILES_MAX = 10_000  # that are taken from an out-folder
 _RECORD_MAX = 1_000_000  # bytes of result.json
 _TAIL = 4_000  # bytes of what a program said last, of which an error tells
 _POLL_S = 0.2
-_KILL_S = 30.0  # that a container engine may take to kill a container
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES")
 _IDENTIFYING = ("PatientName", "PatientID", "PatientBirthDate", "OtherPatientIDs", "OtherPatientNames")
 
@@ -57,6 +56,7 @@ class CommandModel:
         if shutil.which(program.replace("{package}", str(self._folder))) is None:
             raise ModelError(f"model {folder.name}: there is no program {program} to run it with")
         self._stopped = ""
+        self.running = False
 
     def stop(self, why: str) -> None:
         """End the program, from any thread: its run, or the one that comes next, raises `ModelError` that says why."""
@@ -146,14 +146,18 @@ class CommandModel:
             except OSError as reason:
                 raise ModelError(f"model {self._folder.name} could not be started ({reason.strerror})") from None
         try:
-            guard = start_guard(process.pid, root, started.kill)
+            guard = start_guard(process.pid, root, started.container)
         except BaseException:
-            _end(process, started.kill)
+            _end(process, started, by_itself=False)
             raise
+        by_itself = False
         try:
+            self.running = True
             why = self._wait(process, root)
+            by_itself = not why
         finally:
-            _end(process, started.kill)
+            self.running = False
+            _end(process, started, by_itself=by_itself)
             dismiss_guard(guard)
         if why:
             raise ModelError(f"model {self._folder.name} {why}")
@@ -195,7 +199,7 @@ class CommandModel:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         elif ":" in self._device and "CUDA_VISIBLE_DEVICES" not in os.environ:
             environment["CUDA_VISIBLE_DEVICES"] = self._device.partition(":")[2]
-        return Started(tuple(fill(part) for part in self._command.run), ()), environment
+        return Started(tuple(fill(part) for part in self._command.run)), environment
 
     def _wait(self, process: subprocess.Popen[bytes], root: Path) -> str:
         """ "" when the program ended by itself, else why it must not go on."""
@@ -243,8 +247,7 @@ def _copy_inputs(plans: Mapping[str, InputPlan], in_folder: Path) -> set[str]:
     """
     digests: set[str] = set()
     for plan in plans.values():
-        paths = plan.paths if isinstance(plan, VolumePlan) else (plan.path,)
-        for path, slice_ in zip(paths, plan.slices, strict=False):
+        for path, slice_ in zip(plan.paths, plan.slices, strict=True):
             copied = in_folder / f"{plan.series_uid}#{slice_.sop_instance_uid}.dcm"
             if copied.exists():
                 continue
@@ -258,14 +261,17 @@ def _copy_inputs(plans: Mapping[str, InputPlan], in_folder: Path) -> set[str]:
     return digests
 
 
-def _end(process: subprocess.Popen[bytes], kill: Sequence[str]) -> None:
-    """End everything that the program started: its container where it is one's client, and its process group."""
-    if kill:  # of a container that has ended, the engine says that there is none
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(kill, capture_output=True, timeout=_KILL_S, check=False)
+def _end(process: subprocess.Popen[bytes], started: Started, *, by_itself: bool) -> None:
+    """End everything that the program started: its process group and, where it is the client of one, its container.
+
+    The client comes first: it asks for nothing any more when its container is looked for.
+    """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)  # what it left behind, too, when it ended by itself
     process.wait()
+    if started.container:
+        engine, name = started.container
+        remove_container(engine, name, settled=by_itself)
 
 
 def _written(root: Path) -> int:

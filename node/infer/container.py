@@ -20,10 +20,10 @@ _SCRATCH = "/tmp:rw,exec,nosuid,nodev,size=8g"
 
 @dataclass(frozen=True)
 class Started:
-    """What to run, and what to run when it must end: killing the engine's client leaves the container running."""
+    """What to run, and which container it starts: killing the engine's client leaves that running."""
 
     argv: tuple[str, ...]
-    kill: tuple[str, ...]
+    container: tuple[str, ...] = ()  # engine and name, as `node.infer.guard.remove_container` takes them; or nothing
 
 
 def container_argv(command: Command, name: str, folders: tuple[Path, Path], device: str) -> Started:
@@ -55,7 +55,7 @@ def container_argv(command: Command, name: str, folders: tuple[Path, Path], devi
         argv += ["--env", f"{variable}={value}"]
     if command.entrypoint is not None:
         argv += ["--entrypoint", command.entrypoint]
-    return Started((*argv, command.image, *command.arguments), (command.engine, "kill", name))
+    return Started((*argv, command.image, *command.arguments), (command.engine, name))
 
 
 def folder_variables(in_folder: str, out_folder: str) -> Mapping[str, str]:

@@ -59,6 +59,7 @@ class HostedModel:
         self._device = device
         self._memory_bytes = memory_bytes
         self._host: _Host | None = None
+        self.running = False  # it has its input and has not answered yet
         self.protections: tuple[Protection, ...] = ()  # known when it is loaded
         self.seconds: dict[str, float] = {}  # of the last run, by its parts, as the model told them
         self._start()
@@ -100,6 +101,7 @@ class HostedModel:
             if manifest.probabilities:  # takes memory only where something is written
                 results.append(make_memory_file(voxels * len(manifest.segments)))
             host.ask(inputs, results)
+            self.running = True
             late = f"it ran longer than {limit_s:.0f} s (timeout_s in dicom.yaml)"
             message = host.answer(time.monotonic() + limit_s, late)
             host.note_memory(message)
@@ -112,6 +114,7 @@ class HostedModel:
             self._drop()
             raise
         finally:
+            self.running = False
             for descriptor in results:
                 os.close(descriptor)
 

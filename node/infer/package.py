@@ -69,7 +69,7 @@ def digest_package(folder: Path) -> str:
     """SHA-256 over every file's relative path and content, as 64 hexadecimal digits: that of `list_hashes`.
 
     An administrator can compute it without radnode (docs/models.md). Raises `ModelError` for what would make the digest
-    ambiguous or incomplete: linked folders, files that are not regular, odd names.
+    ambiguous or incomplete: linked folders, links out of the package, files that are not regular, odd names.
     """
     return hashlib.sha256(list_hashes(folder).encode()).hexdigest()
 
@@ -213,6 +213,7 @@ def _package_files(folder: Path) -> Iterator[str]:
     def fail(reason: OSError) -> None:
         raise ModelError(f"model package {folder.name}: {reason.filename} cannot be read ({reason.strerror})") from None
 
+    root = folder.resolve()
     for place, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not _is_left_out(name)]
         for name in [*folders, *(name for name in files if not _is_left_out(name))]:
@@ -229,6 +230,11 @@ def _package_files(folder: Path) -> Iterator[str]:
                         "digest covers its files"
                     )
             elif path.is_file():
+                if path.is_symlink() and not path.resolve().is_relative_to(root):
+                    raise ModelError(
+                        f"model package {folder.name}: {relative} is a link that leads out of the package; copy the "
+                        "file in its place, so that the package holds all that its model may read"
+                    )
                 yield relative
             else:
                 raise ModelError(f"model package {folder.name}: {relative} is a broken link or not a file; remove it")

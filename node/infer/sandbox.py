@@ -194,12 +194,7 @@ def _readable(limits: Limits) -> Iterator[str]:
         is_checkout = os.path.isdir(os.path.join(entry, own.name)) and "-packages" not in os.path.basename(entry)
         if os.path.isabs(entry) and entry != "/" and not is_checkout:
             yield entry
-    yield limits.package
-    for folder, _, names in os.walk(limits.package):  # a linked file counts by its content (docs/models.md)
-        for name in names:
-            path = os.path.join(folder, name)
-            if os.path.islink(path):
-                yield os.path.realpath(path)
+    yield limits.package  # and no more: links lead nowhere but within it (`node.infer.package`)
 
 
 def _devices(limits: Limits) -> list[str]:

@@ -57,7 +57,11 @@ def unpack(archive: Path, folder: Path, bounds: Bounds = DEFAULT_BOUNDS) -> None
 
 
 def copy_folder(source: Path, folder: Path) -> None:
-    """The bundle in a folder as `folder`, which must not exist. Linked files are copied, linked folders refused."""
+    """The bundle in a folder as `folder`, which must not exist.
+
+    A link to another file of the bundle becomes a file; linked folders and links that lead out of it are refused: what
+    lies elsewhere may be anything that this user can read, and the model would be given it.
+    """
     if not (source / METADATA).is_file():
         raise FetchError(f"{source} holds no MONAI Bundle: it has no {METADATA}")
     if folder.absolute().is_relative_to(source.absolute()):
@@ -73,6 +77,8 @@ def copy_folder(source: Path, folder: Path) -> None:
                     if path.is_symlink():
                         raise FetchError(f"{path} is a link to a folder; copy the folder in its place")
                 elif path.is_file():
+                    if path.is_symlink() and not path.resolve().is_relative_to(source.resolve()):
+                        raise FetchError(f"{path} is a link that leads out of the bundle; copy the file in its place")
                     shutil.copyfile(path, there / name)
                 else:
                     raise FetchError(f"{path} is a broken link or not a file; remove it")

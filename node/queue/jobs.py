@@ -13,6 +13,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from node.archive import schema
 from node.archive.database import Database, record_event
 from node.archive.records import Job, JobState, StoredResult
+from node.dicom.naming import instances_of
 from node.errors import NotAllowed
 from node.queue.rows import job_and_study
 
@@ -25,7 +26,7 @@ class NewJob:
     model: str
     model_version: str
     model_digest: str
-    inputs: Mapping[str, Sequence[str]]  # manifest input name to SOP Instance UIDs
+    inputs: Mapping[str, Sequence[str]]  # manifest input name to instances (`node.dicom.naming`)
     send_to: Sequence[str]
     results: Sequence[str] = ("seg", "sr")  # the kinds that are to be made (`node.report.kinds`)
     tell_no_result: bool = True  # whether the peers hear of a job that gives no result
@@ -33,7 +34,7 @@ class NewJob:
 
 
 def job_key(model: str, model_digest: str, inputs: Mapping[str, Sequence[str]]) -> str:
-    """SHA-256 (hex) over model, digest and the sorted SOP Instance UIDs of every input. Overrides are in the digest."""
+    """SHA-256 (hex) over model, digest and the sorted names (`node.dicom.naming`) of every input's instances."""
     material = {"model": model, "digest": model_digest, "inputs": {name: sorted(uids) for name, uids in inputs.items()}}
     return hashlib.sha256(json.dumps(material, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -69,7 +70,7 @@ def add_job(connection: Connection, study_id: int, study_uid: str, revision: int
             finished_at=now if new.refusal else None,
         )
     )
-    count = len({uid for uids in new.inputs.values() for uid in uids})
+    count = len(instances_of(name for names in new.inputs.values() for name in names))
     story = f"refused: {new.refusal}" if new.refusal else f"queued with {count} instances"
     record_event(connection, "route", study_uid, f"route {new.route!r}: {new.model} {story}")
     return True

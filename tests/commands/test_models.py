@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import highdicom as hd
@@ -19,16 +19,10 @@ from node.cli import main
 from node.config import load_config
 from node.infer.package import load_package
 from tests.dicom.slices import write_series
-from tests.infer.site import Site, running_site
+from tests.infer.site import Site
 from tests.infer.tiny import MANIFEST, bundle_files, weights, write, zipped
 
 Radnode = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with running_site() as running:
-        yield running
 
 
 @pytest.fixture

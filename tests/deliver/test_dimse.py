@@ -24,6 +24,7 @@ from pydicom.uid import (
     RLELossless,
     SegmentationStorage,
 )
+from pynetdicom.acse import ACSE
 
 from node.deliver.dimse import Address, StoreSession, echo, judge_status
 from node.demo.pacs import Orthanc, free_port
@@ -72,6 +73,21 @@ def test_a_rejection_names_the_reason_and_our_title(tmp_path: Path) -> None:
     with Orthanc(tmp_path, options={"DicomCheckCalledAet": True}) as strict:
         address = Address("WRONG", "127.0.0.1", strict.port, "RADNODE")
         with pytest.raises(DeliveryError, match=r"WRONG .* rejected .* as RADNODE: Called AE title not recognised"):
+            echo(address)
+
+
+def test_a_rejection_is_heard_however_late_we_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pynetdicom's one thread closes the connection when the rejection comes, before its other one looks at it."""
+    send_request = ACSE.send_request
+
+    def send_and_sleep(acse: ACSE) -> None:
+        send_request(acse)
+        wait_until(lambda: not acse.dul.is_alive(), 10, "the rejection was read and the connection closed")
+
+    monkeypatch.setattr(ACSE, "send_request", send_and_sleep)
+    with Orthanc(tmp_path, options={"DicomCheckCalledAet": True}) as strict:
+        address = Address("WRONG", "127.0.0.1", strict.port, "RADNODE")
+        with pytest.raises(DeliveryError, match="rejected permanently our association as RADNODE: Called AE title"):
             echo(address)
 
 

@@ -67,7 +67,7 @@ def test_images_of_a_series_are_numbered_in_its_order() -> None:
         for uid, number in (("1.2.1", 3), ("1.2.2", 1), ("1.2.3", 2), ("1.2.4", 2))
     }
     images = assemble_volumes(headers).images
-    assert [(image.name, str(image.path)) for image in images] == [
+    assert [(image.name, str(image.paths[0])) for image in images] == [
         ("image 1", "1.2.2"), ("image 2", "1.2.3"), ("image 3", "1.2.4"), ("image 4", "1.2.1"),
     ]  # fmt: skip
     assert all(image.frames[0].frame is None and not image.colour for image in images)

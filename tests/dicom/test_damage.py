@@ -94,6 +94,9 @@ def tags(dataset: Dataset, keyword: str) -> list[tuple[Dataset, BaseTag]]:
 
 def damage(path: Path, keyword: str, value: bytes | None, place: int) -> None:
     """Give one place of an attribute these bytes, whatever they mean there; without any, take it away."""
+    if keyword == "SpecificCharacterSet":
+        _damage_character_set(path, value or b"")
+        return
     dataset = dcmread(path)
     places = tags(dataset, keyword)
     owner, tag = places[place % len(places)]
@@ -103,6 +106,16 @@ def damage(path: Path, keyword: str, value: bytes | None, place: int) -> None:
     else:
         owner._dict[tag] = RawDataElement(tag, dictionary_VR(tag)[:2], len(value), value, 0, False, True)
     dcmwrite(path, dataset)
+
+
+def _damage_character_set(path: Path, value: bytes) -> None:
+    """Put it before all else in the data set, byte by byte: pydicom writes none that it does not know."""
+    content = path.read_bytes()
+    start = 144 + int.from_bytes(content[140:144], "little")  # the file meta information and its length (PS3.10 7.1)
+    rest = content[start:]
+    if rest.startswith(b"\x08\0\5\0"):
+        rest = rest[8 + int.from_bytes(rest[6:8], "little") :]
+    path.write_bytes(content[:start] + b"\x08\0\5\0CS" + len(value).to_bytes(2, "little") + value + rest)
 
 
 def look_at(paths: list[Path]) -> list[Volume | Image]:

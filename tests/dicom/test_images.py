@@ -66,7 +66,8 @@ def read(path: Path, colour: bool | None = None) -> Image:
     photometric, frames = str(header.PhotometricInterpretation), int(header.get("NumberOfFrames") or 1)
     plan = ImagePlan(
         frames=tuple(SliceRef(header.SOPClassUID, header.SOPInstanceUID, number + 1) for number in range(frames)),
-        path=path,
+        paths=(path,) * frames,
+        headers=(header,),
         header=header,
         shape=(frames, header.Rows, header.Columns),
         colour=not photometric.startswith("MONOCHROME") if colour is None else colour,
@@ -248,3 +249,12 @@ def test_spacing_of_an_image(case: str) -> None:
     header, expected = SPACINGS[case]
     found = image_spacing_mm(header)
     assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_a_clip_that_no_machine_has_memory_for_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = write_image(
+        tmp_path / "clip.dcm", b"", 100_000, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0,
+        Rows=8192, Columns=8192,
+    )  # fmt: skip
+    with pytest.raises(InputRefused, match=r"its 100000 colour frames of 8192 x 8192 pixels take 20132\.7 GB"):
+        read(path)

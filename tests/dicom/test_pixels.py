@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from pydicom import dcmread
+from pydicom import dcmread, encaps
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -26,9 +27,10 @@ from pydicom.uid import (
 
 from node.dicom.assembly import assemble_volumes
 from node.dicom.header import read_header, scan_folder
-from node.dicom.pixels import read_volume
+from node.dicom.pixels import check_memory, read_volume
 from node.dicom.volume import Volume
 from node.errors import InputRefused
+from tests.dicom.multiframe import write_multiframe
 from tests.dicom.slices import PATIENT, write_series
 from tests.dicom.test_assembly import REGULAR, read_with_gdcm
 
@@ -120,6 +122,44 @@ def test_slices_without_rescale_are_taken_as_stored(tmp_path: Path) -> None:
         dataset = dcmread(path)
         del dataset.RescaleSlope, dataset.RescaleIntercept
         dataset.save_as(path)
+    (volume,) = read_volumes(tmp_path)
+    assert np.array_equal(volume.array, RANDOM)
+
+
+@pytest.mark.parametrize("lost", [("RescaleSlope", "RescaleIntercept"), ("RescaleIntercept",)], ids=len)
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_slice_without_a_rescale_among_others_is_refused_by_name(
+    tmp_path: Path, lost: tuple[str, ...], empty: bool
+) -> None:
+    paths = write_series(tmp_path, RANDOM, RescaleIntercept="-1024")
+    dataset = dcmread(paths[2])
+    for keyword in lost:
+        if empty:
+            setattr(dataset, keyword, None)
+        else:
+            delattr(dataset, keyword)
+    dataset.save_as(paths[2])
+    sentence = f"instance {dataset.SOPInstanceUID} has no {' and '.join(lost)}, which other slices"
+    with pytest.raises(InputRefused, match=sentence):
+        read_volumes(tmp_path)
+
+
+def test_a_frame_without_a_rescale_among_others_is_refused_by_number(tmp_path: Path) -> None:
+    frames: list[dict[str, Any]] = [
+        {"ImagePositionPatient": ["0", "0", str(height)], "RescaleSlope": "1", "RescaleIntercept": "-1024"}
+        for height in range(3)
+    ]
+    del frames[1]["RescaleSlope"], frames[1]["RescaleIntercept"]
+    path = write_multiframe(tmp_path / "object.dcm", RANDOM[:3], frames)
+    with pytest.raises(InputRefused, match=f"frame 2 of instance {dcmread(path).SOPInstanceUID} has no RescaleSlope"):
+        read_volumes(tmp_path)
+
+
+def test_a_rescale_that_changes_nothing_may_be_left_out_where_it_is_optional(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, RANDOM, Modality="MR")
+    dataset = dcmread(paths[2])
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+    dataset.save_as(paths[2])
     (volume,) = read_volumes(tmp_path)
     assert np.array_equal(volume.array, RANDOM)
 
@@ -258,6 +298,50 @@ def test_a_frame_s_rescale_that_is_no_number_is_refused(shared_data: Path, tmp_p
 
 
 # -- Values --------------------------------------------------------------------------------------------------------
+
+
+def encapsulated(frames: list[bytes], how: str) -> tuple[bytes, bytes, bytes]:
+    """The pixel data of these frames, and the extended offset table where there is one."""
+    match how:
+        case "basic offsets":
+            return encapsulate(frames), b"", b""
+        case "extended offsets":
+            return encapsulate_extended(frames)
+        case "several fragments":
+            return encapsulate(frames, fragments_per_frame=2, has_bot=False), b"", b""
+    return encapsulate(frames, has_bot=False), b"", b""
+
+
+@pytest.mark.parametrize("how", ["no offsets", "basic offsets", "extended offsets", "several fragments"])
+def test_places_of_compressed_frames_are_looked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    array = np.random.default_rng(8).integers(-9, 900, (40, 16, 12)).astype(np.int16)
+    frames = [{"ImagePositionPatient": ["0", "0", str(height)]} for height in range(len(array))]
+    path = write_multiframe(tmp_path / "object.dcm", array, frames)
+    dataset = dcmread(path)
+    dataset.compress(JPEGLSLossless, generate_instance_uid=False)
+    encoded = list(generate_frames(dataset.PixelData, number_of_frames=len(array)))
+    dataset.PixelData, offsets, lengths = encapsulated(encoded, how)
+    if offsets:
+        dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = offsets, lengths
+    dataset.save_as(path)
+    looked: list[int] = []
+    for name in ("parse_fragments", "generate_fragments"):
+        original = getattr(encaps, name)
+        monkeypatch.setattr(encaps, name, lambda *args, call=original, **kw: (looked.append(1), call(*args, **kw))[1])
+    (volume,) = read_volumes(tmp_path)
+    assert np.array_equal(volume.array, array)
+    assert len(looked) <= 2
+
+
+def test_what_takes_more_memory_than_there_is_for_it_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, RANDOM)
+    (plan,) = assemble_volumes({path: read_header(path) for path in paths}).volumes
+    need = RANDOM.size * 4
+    check_memory(plan, need)
+    with pytest.raises(InputRefused, match=r"its 6 slices of 64 x 48 pixels take 0\.0 GB"):
+        check_memory(plan, need - 1)
 
 
 def test_big_endian_and_deflated_files_read_the_same(tmp_path: Path) -> None:

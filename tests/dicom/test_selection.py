@@ -204,7 +204,7 @@ def test_image_inputs_take_images(shared_data: Path) -> None:
     wanted = Input.model_validate({"kind": "image", "when": {"Modality": "MG"}})
     choice = choose(shared_data / "planar", wanted)
     assert isinstance(choice.plan, ImagePlan)
-    assert choice.plan.path.name == "mg_mammo.dcm"
+    assert choice.plan.paths[0].name == "mg_mammo.dcm"
     assert len(choice.left_out) == 3
     assert all("which does not fit MG" in sentence for sentence in choice.left_out)
     with pytest.raises(InputRefused, match="it is a volume"):

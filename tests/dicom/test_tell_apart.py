@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import MRImageStorage
 
 from node.dicom.assembly import Assembly, assemble_volumes
 from node.dicom.header import read_header, scan_folder
@@ -356,3 +357,23 @@ def test_conditions_see_the_frames_own_attributes(tmp_path: Path) -> None:
     assert (first.header.EchoTime, second.header.EchoTime, second.header.RescaleSlope) == (5, 80, 2)
     assert "PerFrameFunctionalGroupsSequence" in first.headers[0]
     assert "PerFrameFunctionalGroupsSequence" not in first.header
+
+
+def test_more_orientations_than_any_acquisition_has_are_refused_together(tmp_path: Path) -> None:
+    def header(index: int) -> Dataset:
+        angle = index * np.pi / 400
+        dataset = Dataset()
+        dataset.SOPClassUID, dataset.SOPInstanceUID = MRImageStorage, f"1.2.{index + 1}"
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2", "1.3"
+        dataset.Rows = dataset.Columns = 4
+        dataset.PixelSpacing, dataset.ImagePositionPatient = [1, 1], [0, 0, index]
+        dataset.ImageOrientationPatient = [float(f"{value:.8f}") for value in (np.cos(angle), np.sin(angle), 0)] + [
+            0, 0, 1,
+        ]  # fmt: skip
+        return dataset
+
+    assembly = assemble_volumes({Path(str(index)): header(index) for index in range(300)})
+    (refusal,) = assembly.refusals
+    assert refusal.sentence == "its slices have more than 256 orientations or sizes"
+    assert len(refusal.sop_instance_uids) == 300
+    assert len(assemble_volumes({Path(str(index)): header(index) for index in range(200)}).refusals) == 1

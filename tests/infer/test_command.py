@@ -574,7 +574,7 @@ def test_container_has_no_network_and_writes_nowhere_else(tmp_path: Path) -> Non
     argv = list(started.argv)
     assert argv[:5] == ["docker", "run", "--rm", "--name", "radnode-1"]
     assert argv[-2:] == [IMAGE, "--fast"]
-    assert started.kill == ("docker", "kill", "radnode-1")
+    assert started.container == ("docker", "radnode-1")
     pairs = list(itertools.pairwise(argv))
     for pair in (
         ("--network", "none"), ("--cap-drop", "ALL"), ("--security-opt", "no-new-privileges"), ("--pull", "never"),
@@ -600,13 +600,27 @@ def test_application_package_finds_its_folders_where_it_expects_them(tmp_path: P
     assert "--gpus" not in container_argv(command, "n", (tmp_path, tmp_path), "cpu").argv
 
 
-def test_container_is_started_and_killed_by_its_name(
-    plans: dict[str, VolumePlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# A stand-in for the engine: it notes how it was called. A container is made when the engine comes to it, whether its
+# client still lives or not, and is a file by its name.
+ENGINE = """#!/bin/sh
+cd {folder}
+echo "$@" >> calls
+case "$1" in
+run) setsid sh -c "sleep {seconds}; touch containers/$4; echo made >> calls" & sleep 600 ;;
+rm) [ -e containers/$3 ] && rm containers/$3 ;;
+container) [ -e containers/$3 ] ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("seconds", [0, 2], ids=["runs", "is made after its client was killed"])
+def test_container_is_started_and_removed_by_its_name(
+    plans: dict[str, VolumePlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:
-    """A stand-in for the engine: it notes how it was called, and hangs as a client of a hanging container does."""
+    (tmp_path / "containers").mkdir()
     (tmp_path / "bin").mkdir()
     engine = tmp_path / "bin" / "docker"
-    engine.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n[ "$1" = kill ] || sleep 600\n')
+    engine.write_text(ENGINE.format(folder=tmp_path, seconds=seconds))
     engine.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     folder = tmp_path / "container"
@@ -616,9 +630,12 @@ def test_container_is_started_and_killed_by_its_name(
     assert isinstance(model, CommandModel)
     with pytest.raises(ModelError, match="ran longer than 1 s"):
         model.run(plans, KEY)
-    run, kill = (tmp_path / "calls").read_text().splitlines()
-    assert run.startswith("run --rm --name radnode-3f3f3f3f3f3f3f3f-")
-    assert kill == f"kill {run.split()[3]}"
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[0].startswith("run --rm --name radnode-3f3f3f3f3f3f3f3f-")
+    name = calls[0].split()[3]
+    until(lambda: "made" in (tmp_path / "calls").read_text())
+    assert calls.index("made") < len(calls) - 1 - calls[::-1].index(f"rm --force {name}")
+    assert list((tmp_path / "containers").iterdir()) == []
 
 
 # -- The manifest ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,12 +20,6 @@ LIMITS = Limits(size_max=10_000_000, silence_s=5, attempts=3, wait_s=0)
 
 def sha(body: bytes, algorithm: str = "sha256") -> Checksum:
     return Checksum(algorithm, hashlib.new(algorithm, body).hexdigest())
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with running_site() as running:
-        yield running
 
 
 @pytest.fixture

@@ -389,11 +389,18 @@ def test_a_process_that_was_killed_between_two_runs_costs_no_run(model: HostedMo
 
 def test_another_thread_stops_a_run(model: HostedModel) -> None:
     model.load()
-    timer = threading.Timer(1.0, model.stop, ["the job was cancelled"])
+    seen = [model.running]
+
+    def stop() -> None:
+        seen.append(model.running)
+        model.stop("the job was cancelled")
+
+    timer = threading.Timer(1.0, stop)
     timer.start()
     with pytest.raises(ModelError, match=r"^model attack: the job was cancelled$"):
         model.predict({"image": volume(10)})
     timer.join()
+    assert [*seen, model.running] == [False, True, False]
     assert label_of(model, 0) == REFUSED
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,16 +15,10 @@ from node.infer import install
 from node.infer.fetch import Limits
 from node.infer.install import Downloads, install_package
 from node.infer.package import load_package
-from tests.infer.site import Site, running_site
+from tests.infer.site import Site
 from tests.infer.tiny import MANIFEST, bundle_files, weights, write
 
 LIMITS = Limits(attempts=2, wait_s=0, silence_s=5)
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with running_site() as running:
-        yield running
 
 
 @pytest.fixture

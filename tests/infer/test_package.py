@@ -253,13 +253,24 @@ def test_digest_refuses_what_it_could_not_cover(build: Build, tmp_path: Path) ->
         digest_package(folder)
 
 
-def test_linked_weights_count_by_their_content(build: Build, tmp_path: Path) -> None:
+def test_a_linked_file_of_the_package_counts_by_its_content(build: Build) -> None:
     folder = build()
-    (tmp_path / "weights").write_bytes(b"1")
-    (folder / "model.pt").symlink_to(tmp_path / "weights")
+    (folder / "weights").write_bytes(b"1")
+    (folder / "model.pt").symlink_to("weights")
     digest = digest_package(folder)
-    (tmp_path / "weights").write_bytes(b"2")
+    (folder / "weights").write_bytes(b"2")
     assert digest_package(folder) != digest
+
+
+@pytest.mark.parametrize("target", ["/etc/hostname", "../weights", "docs/../../weights"])
+def test_a_link_that_leads_out_of_the_package_is_refused_by_name(build: Build, target: str) -> None:
+    """A model may read its package: a link would show it whatever the node's user can read."""
+    folder = build()
+    (folder / "docs").mkdir(exist_ok=True)
+    (folder.parent / "weights").write_bytes(b"1")
+    (folder / "docs" / "model.pt").symlink_to(target if target.startswith("/") else f"../{target}")
+    with pytest.raises(ModelError, match=r"docs/model\.pt is a link that leads out of the package; copy the file"):
+        load_package(folder)
 
 
 def test_changed_package_is_not_the_trusted_one(build: Build) -> None:

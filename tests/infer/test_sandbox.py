@@ -297,11 +297,18 @@ def test_the_environment_holds_no_secret(place: Place, monkeypatch: pytest.Monke
     assert result["sees"]["HF_HUB_OFFLINE"] == "1"
 
 
-def test_a_linked_file_of_the_package_can_be_read(place: Place, tmp_path: Path) -> None:
-    (tmp_path / "blob").write_text("weights elsewhere")
-    (place.package / "linked").symlink_to(tmp_path / "blob")
-    result = place.run("result['linked'] = open(package + '/linked').read()")
-    assert result["linked"] == "weights elsewhere"
+@pytest.mark.parametrize("lacking", [(), ("landlock",)])
+def test_a_link_shows_a_model_nothing_outside_its_package(place: Place, lacking: tuple[str, ...]) -> None:
+    """One that was made after the package was looked at, too."""
+    (place.package / "secret").symlink_to(place.outside / "radnode.sqlite")
+    (place.package / "linked").symlink_to("weights")
+    result = place.run(
+        "result['linked'] = open(package + '/linked').read()\n"
+        "result['secret'] = attempt(lambda: open(package + '/secret'))",
+        lacking,
+    )
+    assert result["linked"] == "weights"
+    assert result["secret"] in ("EACCES", "ENOENT")
 
 
 @pytest.mark.parametrize("lacking", [("root",), ("root", *UNIT), ("root", "landlock")])

@@ -180,10 +180,19 @@ def test_encrypted_zip_is_refused(place: Callable[[bytes], Path], tmp_path: Path
 def test_folder_is_copied_without_its_leavings(tmp_path: Path) -> None:
     source = write(tmp_path / "in", BUNDLE | {"scripts/__pycache__/a.pyc": b"", ".git/config": b"", ".DS_Store": b""})
     (source / "models").mkdir()
-    (source / "models" / "model.pt").symlink_to(write(tmp_path / "hub", {"blob": b"weights"}) / "blob")
+    (source / "models" / "blob").write_bytes(b"weights")
+    (source / "models" / "model.pt").symlink_to("blob")
     copy_folder(source, tmp_path / "out")
-    assert files_in(tmp_path / "out") == BUNDLE | {"models/model.pt": b"weights"}
+    assert files_in(tmp_path / "out") == BUNDLE | {"models/model.pt": b"weights", "models/blob": b"weights"}
     assert not (tmp_path / "out" / "models" / "model.pt").is_symlink()
+
+
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", BUNDLE)
+    (source / "secret").symlink_to(write(tmp_path / "node", {"config.yaml": b"password"}) / "config.yaml")
+    with pytest.raises(FetchError, match="secret is a link that leads out of the bundle; copy the file"):
+        copy_folder(source, tmp_path / "out")
+    assert not (tmp_path / "out" / "secret").exists()
 
 
 def test_folder_that_cannot_be_a_package(tmp_path: Path) -> None:

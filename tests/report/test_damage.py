@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -95,14 +96,19 @@ def test_damaged_headers_make_results(make: Callable[[Path], None], changes: lis
     with TemporaryDirectory() as folder:
         make(Path(folder))
         for path in sorted(Path(folder).iterdir()):
-            for keyword, value in changes:
+            # Last, as what pydicom reads and writes in an unknown character set is no longer what was damaged.
+            for keyword, value in sorted(changes, key=lambda change: change[0] == "SpecificCharacterSet"):
                 damage(path, keyword, value, 0)
         results_of(sorted(Path(folder).iterdir()))
 
 
 def results_of(paths: list[Path]) -> list[Dataset]:
     """What is written of the volumes of these files, read again."""
-    assembly = assemble_volumes({path: read_header(path) for path in paths})
+    headers: dict[Path, Dataset] = {}
+    for path in paths:
+        with suppress(InputRefused):  # a character set that is none can make a file unreadable
+            headers[path] = read_header(path)
+    assembly = assemble_volumes(headers)
     written: list[Dataset] = []
     for plan in assembly.volumes:
         try:
