@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pydicom.dataset import Dataset
@@ -12,13 +12,17 @@ from pydicom.dataset import Dataset
 from node import __version__
 from node.dicom.assembly import InputPlan
 from node.dicom.pixels import read_input
+from node.dicom.volume import Image, Volume
+from node.errors import ModelError, OutputRefused
+from node.infer.manifest import Manifest
 from node.infer.model import DicomModel, Model
 from node.infer.package import Package
-from node.infer.regular import inputs_as_seen, prediction_as_sent
-from node.infer.results import DicomObjects
+from node.infer.regular import inputs_as_seen, prediction_as_sent, saliency_as_sent
+from node.infer.results import DicomObjects, Scores
+from node.infer.saliency import Saliency, explain_scores
 from node.report.findings import Findings, Measured, measure
 from node.report.house import House
-from node.report.kinds import Wanted
+from node.report.kinds import Kind, Wanted
 from node.report.results import Result, make_results
 from node.report.subject import Subject
 
@@ -65,6 +69,8 @@ def analyse(
     `progress` is told each stage of `STAGES` as it begins. Raises `InputRefused` for voxels that cannot be read,
     `ModelError` when the model fails, `OutputRefused` when what it returned is no result.
     """
+    wanted = wanted or Wanted()
+    saliency: Saliency | None = None
     seconds: dict[str, float] = {}
     clock = time.monotonic()
 
@@ -96,6 +102,8 @@ def analyse(
         begin("infer", "read")
         seen = inputs_as_seen(sources, package.manifest)
         prediction = model.predict(seen)
+        if package.manifest.saliency is not None and isinstance(prediction, Scores) and Kind.MAP in wanted.kinds:
+            prediction, saliency = _explain(model, seen, prediction, package.manifest, sources)
         prediction = prediction_as_sent(prediction, seen[prediction.input], sources[prediction.input])
         plan, source = plans[prediction.input], sources[prediction.input]
         begin("measure", "infer")
@@ -113,9 +121,27 @@ def analyse(
             node_version=__version__,
             house=house or House(),
             previous=previous,
+            saliency=saliency,
         )
     )
     begin("report", "measure")
     results = make_results(findings, wanted)
     begin("", "report")
-    return Analysis(plan, findings, results, seconds, prediction.remarks)
+    return Analysis(plan, findings, results, seconds, findings.subject.prediction.remarks)
+
+
+def _explain(
+    model: Model,
+    seen: Mapping[str, Volume | Image],
+    prediction: Scores,
+    manifest: Manifest,
+    sources: Mapping[str, Volume | Image],
+) -> tuple[Scores, Saliency | None]:
+    """What the scores came from, in the slices as sent. The scores stand without it: why it is missing is a remark."""
+    try:
+        saliency = explain_scores(model, seen, prediction, manifest)
+    except (ModelError, OutputRefused) as error:
+        remark = f"No map was made of what the scores came from: {error}"
+        return replace(prediction, remarks=(*prediction.remarks, remark)), None
+    prediction = replace(prediction, remarks=(*prediction.remarks, *saliency.remarks))
+    return prediction, saliency_as_sent(saliency, seen[saliency.input], sources[saliency.input])

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from node import __version__
 from node.errors import RadnodeError
+from node.report.kinds import Kind, SegForm
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG_USE = 0, 1, 2
 
@@ -160,6 +161,16 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     command.add_argument("path", type=Path, metavar="PATH", help="a folder or file; any files in any order")
     command.add_argument("--model", required=True, metavar="NAME", help="name of a package, or its folder")
     command.add_argument("--out", required=True, type=Path, metavar="DIR")
+    command.add_argument(
+        "--results",
+        type=_kinds,
+        default=(Kind.SEG, Kind.SR),
+        metavar="KINDS",
+        help=f"what is made, with commas between: {', '.join(Kind)} (default seg,sr)",
+    )
+    command.add_argument(
+        "--seg", type=SegForm, choices=list(SegForm), default=SegForm.BINARY, help="form of the segmentation (binary)"
+    )
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     command.add_argument(
         "--in-process", action="store_true", help="without the process of its own that protects from the model"
@@ -205,6 +216,13 @@ def _add_models(noun: argparse._SubParsersAction) -> None:
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     _config(command)
     _json(command)
+
+
+def _kinds(text: str) -> tuple[Kind, ...]:
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in list(Kind)]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no kind of result: {', '.join(Kind)}")
+    return tuple(Kind(name) for name in names)
 
 
 def _at_least_one(text: str) -> int:

@@ -31,7 +31,8 @@ from node.infer.package import Package
 from node.queue.rows import NewResult
 from node.queue.withdrawal import REJECTION, earlier_reports, results_to_withdraw, withdraw
 from node.report.kinds import LABELMAP_STORAGE, Kind, SegForm, Takes, Wanted, all_of
-from node.report.negative import NoResult, make_no_result
+from node.report.negative import NoResult
+from node.report.no_result import make_no_result
 from node.report.rejection import RejectionReason, make_rejection
 from node.report.results import Result
 from node.report.subject import Origin

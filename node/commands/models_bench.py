@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from node.commands.output import print_json, print_table
-from node.commands.run import find_model, instances_of, plan_study, read_studies
+from node.commands.run import find_model, key_of, plan_study, read_studies
 from node.dicom.assembly import shape_of
 from node.errors import InputRefused
 from node.infer.package import Package
-from node.queue.jobs import job_key
 
 if TYPE_CHECKING:
     from node.analyse import Analysis
@@ -93,9 +92,7 @@ def measure(
         cuda.end(begins[-1][0] if begins else "")
         begins.append((stage, time.monotonic()))
 
-    uids = {name: instances_of(plan) for name, plan in plans.items()}
-    key = job_key(package.name, package.digest, uids)
-    analysis = analyse(package, model, plans, key=key, created=datetime.now(UTC), progress=begin)
+    analysis = analyse(package, model, plans, key=key_of(package, plans), created=datetime.now(UTC), progress=begin)
     begin("encode")
     for result in analysis.results:
         result.encode()

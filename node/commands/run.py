@@ -17,10 +17,12 @@ from node.commands.output import print_json, print_table
 from node.commands.packages import model_paths
 from node.dicom.assembly import InputPlan, assemble_volumes
 from node.dicom.header import read_header, scan_folder
+from node.dicom.naming import name_plan
 from node.dicom.selection import select_input
 from node.errors import InputRefused, RadnodeError
 from node.infer.package import Package, find_package, load_package
 from node.queue.jobs import job_key
+from node.report.kinds import Wanted
 
 if TYPE_CHECKING:
     from node.analyse import Analysis
@@ -37,15 +39,16 @@ def run(options: Namespace) -> int:
         from node.analyse import analyse
 
         outcomes = []
+        wanted = Wanted(options.results, (options.seg,))
         with closing(_open_model(package, options)) as model:
             for study_uid, headers in studies.items():
                 folder = options.out if len(studies) == 1 else options.out / study_uid
                 try:
                     plans = plan_study(package, headers)
-                    instances = {name: instances_of(plan) for name, plan in plans.items()}
-                    key = job_key(package.name, package.digest, instances)
+                    key = key_of(package, plans)
+                    created = datetime.now(UTC)
                     analysis = analyse(
-                        package, model, plans, key=key, created=datetime.now(UTC), progress=progress.begin
+                        package, model, plans, key=key, created=created, wanted=wanted, progress=progress.begin
                     )
                     outcomes.append((study_uid, write_outcome(analysis, folder)))
                 except RadnodeError as error:
@@ -92,9 +95,9 @@ def plan_study(package: Package, headers: Mapping[Path, Dataset]) -> dict[str, I
     return {name: select_input(assembly, wanted).plan for name, wanted in package.manifest.inputs.items()}
 
 
-def instances_of(plan: InputPlan) -> list[str]:
-    """The sorted SOP Instance UIDs that a volume or image is made of."""
-    return sorted({reference.sop_instance_uid for reference in plan.slices})
+def key_of(package: Package, plans: Mapping[str, InputPlan]) -> str:
+    """The key that a job of this model on these inputs has: the results are the same objects."""
+    return job_key(package.name, package.digest, {name: name_plan(plan) for name, plan in plans.items()})
 
 
 def write_outcome(analysis: Analysis, folder: Path) -> dict[str, object]:

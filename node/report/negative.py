@@ -7,7 +7,7 @@ from enum import StrEnum
 from highdicom import sr
 from pydicom.sr.codedict import codes
 
-from node.report.kinds import NO_RESULT, Kind, Wanted
+from node.report.kinds import NO_RESULT, Kind
 from node.report.results import Result, quietly
 from node.report.sr import Group, describe, identify_algorithm, make_sr, report_presence
 from node.report.subject import Origin
@@ -24,14 +24,6 @@ _STATUS = {  # CID 6042 Status of Results
     NoResult.NOT_APPLICABLE: codes.DCM.NotAttempted,
     NoResult.FAILED: codes.DCM.Failed,
 }
-
-
-def make_no_result(origin: Origin, state: NoResult, sentence: str, wanted: Wanted) -> list[Result]:
-    """What tells of no result, in those of the wanted kinds that can: a report and a page."""
-    results = []
-    if Kind.SR in wanted.kinds:
-        results.append(make_negative(origin, state, sentence))
-    return results
 
 
 def make_negative(origin: Origin, state: NoResult, sentence: str) -> Result:

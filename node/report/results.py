@@ -15,10 +15,14 @@ from pydicom.uid import UID
 from node.dicom.uid import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from node.infer.results import Labelmap
 from node.report.findings import Findings
+from node.report.gsps import make_gsps
 from node.report.keys import make_keys
 from node.report.kinds import Kind, SegForm, Wanted
+from node.report.overlay import make_overlay
+from node.report.parametric import make_maps, make_saliency_maps
 from node.report.sr import make_sr
 from node.report.subject import Subject
+from node.report.summary import make_summary
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,11 @@ class Result:
 
 # The kinds beside SEG and SR, which need each other: each from the findings alone, in the order in which they are sent.
 _FURTHER: dict[Kind, Callable[[Findings], list[Dataset]]] = {
+    Kind.SUMMARY: lambda findings: [make_summary(findings)],
+    Kind.OVERLAY: make_overlay,
+    Kind.MAP: lambda findings: _make_maps(findings.subject),
     Kind.KEYS: lambda findings: _if_any(make_keys(findings, {})),
+    Kind.GSPS: make_gsps,
 }
 
 
@@ -83,6 +91,13 @@ def _make(findings: Findings, wanted: Wanted) -> Iterator[Result]:
 
 def _if_any(dataset: Dataset | None) -> list[Dataset]:
     return [] if dataset is None else [dataset]
+
+
+def _make_maps(subject: Subject) -> list[Dataset]:
+    """The probabilities of a segmentation, or what a classifier's scores came from, whichever there is."""
+    if isinstance(subject.prediction, Labelmap):
+        return make_maps(subject)
+    return [] if subject.saliency is None else make_saliency_maps(subject, subject.saliency)
 
 
 def _forms(subject: Subject, wanted: Wanted) -> dict[SegForm, list[SegForm]]:

@@ -13,6 +13,7 @@ from node.dicom.volume import Image, SliceRef, Volume
 from node.errors import OutputRefused
 from node.infer.manifest import Finding, Manifest
 from node.infer.results import Labelmap, Prediction
+from node.infer.saliency import Saliency
 from node.report.house import House
 from node.report.kinds import Kind
 
@@ -79,6 +80,7 @@ class Subject(Origin):
 
     source: Volume | Image
     prediction: Prediction
+    saliency: Saliency | None = None  # what a classifier's scores came from, on the source's slices
 
     def algorithm_parameters(self) -> dict[str, str]:
         """As of every result, and what the run itself wants said, such as a step down for lack of memory."""
