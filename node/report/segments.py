@@ -17,6 +17,7 @@ from node.report.measure import SegmentMeasurements, measure_segments
 from node.report.page import Line, Panel
 from node.report.sections import AXIAL_PANELS, show_frames, show_section, spread
 from node.report.seg import coded, make_seg, tracking
+from node.report.space import add_key_point, key_voxels
 from node.report.sr import Described, Group, describe, report_presence, round_number
 from node.report.subject import Subject
 
@@ -62,8 +63,10 @@ class SegmentFindings:
 
     def groups(self, objects: dict[str, Dataset]) -> list[Group]:
         """A measurement group per segment that was found; a segment that was not found is said so."""
+        numbers = [measured.number for measured in self.measurements]
+        places = key_voxels(self.subject.labelmap.array, numbers)
         found = [
-            _measure(self.subject, number, measured, objects["seg"])
+            _measure(self.subject, number, measured, objects["seg"], places[measured.number])
             for number, measured in enumerate(self.measurements, 1)
             if measured.voxels
         ]
@@ -108,8 +111,10 @@ def _described(subject: Subject, label: int) -> Described:
     return {**described, "tracking_identifier": sr.TrackingIdentifier(uid=uid, identifier=identifier)}
 
 
-def _measure(subject: Subject, number: int, measured: SegmentMeasurements, seg: Dataset) -> Group:
-    return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+def _measure(
+    subject: Subject, number: int, measured: SegmentMeasurements, seg: Dataset, place: tuple[int, int, int]
+) -> Group:
+    group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         **_described(subject, measured.number),
         referenced_segment=sr.ReferencedSegment(
             sop_class_uid=seg.SOPClassUID,
@@ -119,6 +124,9 @@ def _measure(subject: Subject, number: int, measured: SegmentMeasurements, seg: 
         ),
         measurements=list(_measurements(subject.volume, measured)),
     )
+    index, row, column = place
+    add_key_point(group, subject.source_slices[index], row, column)
+    return group
 
 
 def _measurements(volume: Volume, measured: SegmentMeasurements) -> Iterator[sr.Measurement]:
