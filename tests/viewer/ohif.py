@@ -30,6 +30,10 @@ _SERVICES = """
         viewport = cornerstoneViewportService.getCornerstoneViewport(id);
     } catch {} // while the page is being built, or another viewport comes in its place
 """
+_IS_TAKEN_UP = """
+    return window.services.displaySetService.activeDisplaySets.some(
+        series => series.SeriesInstanceUID === argument && (series.loading || series.isLoaded))
+"""
 
 
 def find_ohif() -> Path:
@@ -75,7 +79,12 @@ class Viewer:
         series = f"{series_uid},{result_uid}"
         self.page.goto(f"{self._url}/viewer?StudyInstanceUIDs={study_uid}&SeriesInstanceUIDs={series}")
         self._ask_until("return viewport?.csImage?.imageId && viewport.getImageIds().length", "the images are shown")
-        self.page.dblclick("[data-cy='study-browser-thumbnail-no-image']")
+        # A double click is lost where the list is drawn anew between its halves; who sees nothing come clicks again.
+        for patience_s in (15, 30, PATIENCE_S):
+            self.page.dblclick("[data-cy='study-browser-thumbnail-no-image']")
+            if self._holds_within(patience_s, lambda: bool(self._ask(_IS_TAKEN_UP, result_uid))):
+                return
+        raise AssertionError(f"OHIF does not take up the series {result_uid}; it said {self.said()}")
 
     def wait_for_segments(self, *names: str) -> None:
         """Until the segmentation lies over the images; its panel, with the names of its segments, is opened."""
@@ -165,6 +174,12 @@ class Viewer:
 
     def _ask(self, script: str, argument: Any = None) -> Any:
         return self.page.evaluate(f"argument => {{ {_SERVICES} {script} }}", argument)
+
+    def _holds_within(self, patience_s: float, holds: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + patience_s
+        while not (found := holds()) and time.monotonic() < deadline:
+            time.sleep(0.3)
+        return found
 
     def _ask_until(self, script: str, what: str) -> None:
         wait_until(lambda: bool(self._ask(f"{script}")), what, self.said)
