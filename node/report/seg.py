@@ -54,10 +54,10 @@ def make_seg(subject: Subject, kind: Literal["BINARY", "LABELMAP"] = "BINARY") -
         series_description=subject.series_description(Kind.SEG),
     )
     if kind == "LABELMAP":
-        # Every value of the pixels is described, 0 too (PS3.3 C.8.20.2.3). OHIF takes colours by an item's place and not
+        # Every value of the pixels is described, 0 too (PS3.3 C.8.20.2.3). OHIF takes colours by an item's place, not
         # by its number: with the background in front, each segment would have the colour of the one before.
         background, *segments = seg.SegmentSequence
-        seg.SegmentSequence = Sequence([*segments, background])
+        seg.SegmentSequence = [*segments, background]
     refer_to_sources(seg, subject)
     if isinstance(subject.source, Image):
         drop_geometry(seg, subject.source, subject.sources[0])
