@@ -149,6 +149,11 @@ class Viewer:
             assert time.monotonic() < deadline, f"OHIF's picture does not come to rest; it said {self.said()}"
             last = now
 
+    def window(self) -> tuple[float, float]:
+        """The values that are black and white on the screen."""
+        lower, upper = self._ask("const {lower, upper} = viewport.getProperties().voiRange; return [lower, upper]")
+        return lower, upper
+
     def place(self, points_lps: NDArray[np.float64]) -> NDArray[np.float64]:
         """Where points of the patient (n, 3), LPS mm, lie in `pixels()`: (n, 2) x and y."""
         return np.array(

@@ -30,13 +30,13 @@ class Screen:
         # A pixel has the colour of its centre.
         places = np.stack([x + 0.5 - origin[0], y + 0.5 - origin[1]], axis=-1) @ np.linalg.inv(to_screen).T
         columns, rows = np.round(places[..., 0]).astype(int), np.round(places[..., 1]).astype(int)
-        self._inside = (rows >= 0) & (rows < volume.array.shape[1]) & (columns >= 0) & (columns < volume.array.shape[2])
-        self._from = rows[self._inside], columns[self._inside]
+        self.inside = (rows >= 0) & (rows < volume.array.shape[1]) & (columns >= 0) & (columns < volume.array.shape[2])
+        self._from = rows[self.inside], columns[self.inside]
 
     def draw(self, plane: NDArray[Any]) -> NDArray[Any]:
         """A plane of values on the slice's grid as it should lie in the picture, zero around it."""
-        drawn = np.zeros(self._inside.shape, plane.dtype)
-        drawn[self._inside] = plane[self._from]
+        drawn = np.zeros(self.inside.shape, plane.dtype)
+        drawn[self.inside] = plane[self._from]
         return drawn
 
 
