@@ -119,6 +119,11 @@ def _outline(subject: Subject, form: SegForm, present: NDArray[np.bool_], labels
     )
     if form is SegForm.FRACTIONAL and len(labels) > 1:
         seg.SegmentsOverlap = "UNDEFINED"  # as highdicom says of probabilities; the outline is of a label map
+    if form is SegForm.LABELMAP:
+        # Every value of the pixels is described, 0 too (PS3.3 C.8.20.2.3). OHIF takes colours by an item's place, not
+        # by its number: with the background in front, each segment would have the colour of the one before.
+        background, *segments = seg.SegmentSequence
+        seg.SegmentSequence = [*segments, background]
     return seg
 
 

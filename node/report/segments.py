@@ -20,6 +20,7 @@ from node.report.page import Cell, Line, Panel
 from node.report.quantities import code_diameters, code_measurements
 from node.report.sections import AXIAL_PANELS, show_frames, show_section, spread
 from node.report.seg import make_seg, tracking
+from node.report.space import add_key_point, key_voxels
 from node.report.sr import Described, Group, describe, report_presence, source_region
 from node.report.subject import Subject
 from node.report.words import CATALOGUE, show_number
@@ -46,16 +47,21 @@ class SegmentFindings:
         """A measurement group per segment that was found, on planar images one per frame that shows it.
 
         Diameters have a further group with their lines: within a group of a region, measurements have no coordinates of
-        their own (TID 1419). Both groups track one finding. A segment that was not found is said so.
+        their own (TID 1419). Both groups track one finding; other groups have a point where the segment is seen best. A
+        segment that was not found is said so.
         """
         numbers = {label: number for number, label in enumerate(sorted(self.subject.manifest.segments), 1)}
         found = [measured for measured in self.measurements if measured.voxels and seg is not None]
         regions: list[Group] = []
-        if seg is not None and isinstance(self.subject.source, Image):
-            frames = _frames_of(seg) if found else {}
-            regions = [_measure_frame(self.subject, numbers[each.number], each, seg, frames) for each in found]
-        elif seg is not None:
-            regions = [_measure_segment(self.subject, numbers[each.number], each, seg) for each in found]
+        if seg is not None and found:
+            frames = _frames_of(seg) if isinstance(self.subject.source, Image) else {}
+            regions = [
+                _measure_frame(self.subject, numbers[each.number], each, seg, frames)
+                if isinstance(self.subject.source, Image)
+                else _measure_segment(self.subject, numbers[each.number], each, seg)
+                for each in found
+            ]
+            _add_key_points(self.subject, found, regions)
         lines = [group for measured in found for group in _draw_diameters(self.subject, measured)]
         absent = [
             report_presence(_described(self.subject, measured.number), codes.SCT.Absent)
@@ -181,13 +187,33 @@ def _measure_frame(
             ref.sop_class_uid, ref.sop_instance_uid, None if ref.frame is None else [ref.frame]
         ),
     )
-    # The frame says which segment it is of; a reference has either number (PS3.3 10.3), highdicom writes both.
-    del segment[0].ReferencedSOPSequence[0].ReferencedSegmentNumber
+    # A reference has either number (PS3.3 10.3), highdicom writes both. A frame of one segment says which it is of.
+    (reference,) = segment[0].ReferencedSOPSequence
+    if seg.SegmentationType == "LABELMAP":
+        del reference.ReferencedFrameNumber
+    else:
+        del reference.ReferencedSegmentNumber
     return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         **_described(subject, measured.number),
         referenced_segment=segment,
         measurements=list(code_measurements(subject.source, measured)),
     )
+
+
+def _add_key_points(subject: Subject, found: Sequence[SegmentMeasurements], groups: Sequence[Group]) -> None:
+    """Add to each group where its segment is seen best; not where diameters are drawn, which are shown instead."""
+    labels = subject.labelmap.array
+    in_volume = isinstance(subject.source, Volume)
+    places = key_voxels(labels, [measured.number for measured in found]) if in_volume else {}
+    for measured, group in zip(found, groups, strict=True):
+        if measured.diameters is not None:
+            continue
+        if in_volume:
+            index, row, column = places[measured.number]
+        else:
+            index = measured.frame or 0
+            _, row, column = key_voxels(labels[index : index + 1], [measured.number])[measured.number]
+        add_key_point(group, subject.source_slices[index], row, column)
 
 
 def _frames_of(seg: Dataset) -> dict[tuple[int, str, int | None], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -9,9 +10,9 @@ from highdicom import sr
 from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 
-from node.dicom.volume import Volume
+from node.dicom.volume import SliceRef, Volume
 from node.infer.results import Box
-from node.report.sr import Group
+from node.report.sr import Group, source_region
 
 _TOUCHING_MM = 1e-6  # how near a slice comes to the end of a box that it touches
 
@@ -33,6 +34,35 @@ def add_centre(group: Group, volume: Volume, place_lps: NDArray[np.float64]) -> 
                 relationship_type=sr.RelationshipTypeValues.CONTAINS,
             )
         )
+
+
+def add_key_point(group: Group, reference: SliceRef, row: int, column: int) -> None:
+    """Add a pixel of the slice that shows a finding best to its group, as CAD geometry does (TID 4021 "Center").
+
+    A group that only refers to a segment has no coordinates, and a viewer that wants some (OHIF) would show nothing of
+    the whole report; with a point it goes to that slice and writes the numbers beside it.
+    """
+    point = sr.ScoordContentItem(
+        name=codes.DCM.Center,
+        graphic_type=sr.GraphicTypeValues.POINT,
+        graphic_data=np.array([[column, row]]) + 0.5,  # counted from the first pixel's corner (PS3.3 C.18.6.1)
+        relationship_type=sr.RelationshipTypeValues.CONTAINS,
+    )
+    point.ContentSequence = sr.ContentSequence([source_region(reference)])
+    group[0].ContentSequence.append(point)
+
+
+def key_voxels(labels: NDArray[np.uint16], wanted: Sequence[int]) -> dict[int, tuple[int, int, int]]:
+    """For each wanted label that is there: the slice where it is largest, and its row and column next to its middle."""
+    areas = np.array([np.bincount(plane.ravel(), minlength=max(wanted) + 1) for plane in labels])
+    found = {}
+    for label in wanted:
+        index = int(areas[:, label].argmax())
+        if areas[index, label]:
+            places = np.argwhere(labels[index] == label)
+            row, column = places[((places - places.mean(axis=0)) ** 2).sum(axis=1).argmin()].tolist()
+            found[label] = (index, row, column)
+    return found
 
 
 def first_voxels(volume: Volume) -> NDArray[np.float64]:
