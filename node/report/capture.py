@@ -19,7 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from node.dicom.volume import SliceRef
 from node.report.kinds import Kind
-from node.report.results import quietly
+from node.report.quiet import quietly
 from node.report.seg import stamp
 from node.report.source import complete_header
 from node.report.subject import MANUFACTURER, Origin

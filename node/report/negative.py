@@ -8,7 +8,8 @@ from highdicom import sr
 from pydicom.sr.codedict import codes
 
 from node.report.kinds import NO_RESULT, Kind
-from node.report.results import Result, quietly
+from node.report.quiet import quietly
+from node.report.results import Result
 from node.report.sr import Group, describe, identify_algorithm, make_sr, report_presence
 from node.report.subject import Origin
 

@@ -20,7 +20,7 @@ from node.dicom.uid import derive_uid
 from node.errors import NotAllowed
 from node.report.house import House
 from node.report.kinds import PLACES
-from node.report.results import quietly
+from node.report.quiet import quietly
 from node.report.seg import stamp
 from node.report.source import complete_header
 from node.report.subject import MANUFACTURER

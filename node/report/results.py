@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import BinaryIO
@@ -20,6 +18,7 @@ from node.report.keys import make_keys
 from node.report.kinds import Kind, SegForm, Wanted
 from node.report.overlay import make_overlay
 from node.report.parametric import make_maps, make_saliency_maps
+from node.report.quiet import quietly
 from node.report.sr import make_sr
 from node.report.subject import Subject
 from node.report.summary import make_summary
@@ -124,11 +123,3 @@ def _make_report(findings: Findings, form: SegForm, takers: list[SegForm], wante
         about = [] if seg is None else [seg]
         report = make_sr(findings.subject, findings.groups(seg), about=about, name=f"sr{suffix}")
         yield Result(f"sr{suffix}", report, Kind.SR, served)
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without highdicom's warning that quotes the patient's name."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The string ")
-        yield

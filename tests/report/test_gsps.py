@@ -18,7 +18,8 @@ from node.infer.results import Boxes, Landmark, Landmarks
 from node.report import outlines
 from node.report.findings import Findings, measure
 from node.report.gsps import make_gsps
-from node.report.results import Result, quietly
+from node.report.quiet import quietly
+from node.report.results import Result
 from tests.report.cases import FIRST, SECOND, SERIES, dciodvfy_errors, run
 from tests.report.conftest import CaseOf
 from tests.report.predictions import LANDMARKS, classify_breast, detect, make_subject, mark_head, read_planar

@@ -12,7 +12,8 @@ from pydicom.dataset import Dataset
 from node.infer.results import Landmark, Landmarks
 from node.report.findings import Findings, measure
 from node.report.keys import make_keys
-from node.report.results import Result, make_results, quietly
+from node.report.quiet import quietly
+from node.report.results import Result, make_results
 from tests.report.cases import dciodvfy_errors, run
 from tests.report.conftest import CaseOf
 from tests.report.predictions import LANDMARKS, classify_breast, detect, make_subject, read_planar

@@ -13,7 +13,8 @@ from pydicom.dataset import Dataset
 from node.dicom.volume import Image
 from node.infer.manifest import Measurement
 from node.infer.results import Labelmap
-from node.report.results import make_results, quietly
+from node.report.quiet import quietly
+from node.report.results import make_results
 from node.report.segments import SegmentFindings
 from tests.report.cases import FIRST, MANIFEST, SECOND, dciodvfy_errors, run
 from tests.report.predictions import make_subject, read_planar
