@@ -5,11 +5,10 @@ from __future__ import annotations
 from enum import StrEnum
 
 from highdicom import sr
+from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
-from node.report.kinds import NO_RESULT, Kind
 from node.report.quiet import quietly
-from node.report.results import Result
 from node.report.sr import Group, describe, identify_algorithm, make_sr, report_presence
 from node.report.subject import Origin
 
@@ -27,7 +26,7 @@ _STATUS = {  # CID 6042 Status of Results
 }
 
 
-def make_negative(origin: Origin, state: NoResult, sentence: str) -> Result:
+def make_negative(origin: Origin, state: NoResult, sentence: str) -> Dataset:
     """An SR that says that the model gave no result on these images, and why.
 
     `origin.sources` are headers of what was looked at, at least one, of any SOP class; `sentence` must hold nothing
@@ -40,7 +39,7 @@ def make_negative(origin: Origin, state: NoResult, sentence: str) -> Result:
         document = make_sr(
             origin, groups, name=_name(state, sentence), description=f"AI {state}: {origin.model_name}"[:64]
         )
-    return Result(NO_RESULT, document, Kind.SR)
+    return document
 
 
 def _name(state: NoResult, sentence: str) -> str:

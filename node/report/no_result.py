@@ -13,7 +13,7 @@ def make_no_result(origin: Origin, state: NoResult, sentence: str, wanted: Wante
     """What tells of no result, in those of the wanted kinds that can: a report and a page."""
     results = []
     if Kind.SR in wanted.kinds:
-        results.append(make_negative(origin, state, sentence))
+        results.append(Result(NO_RESULT, make_negative(origin, state, sentence), Kind.SR))
     if Kind.SUMMARY in wanted.kinds:
         page = make_negative_summary(origin, state, sentence)
         results.append(Result(f"{NO_RESULT}-page", page, Kind.SUMMARY))

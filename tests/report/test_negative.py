@@ -11,6 +11,7 @@ from pydicom import dcmread
 
 from node.infer.manifest import Manifest
 from node.report.negative import NoResult, make_negative
+from node.report.results import Result
 from node.report.subject import Origin
 from tests.report.cases import CREATED, MANIFEST, dciodvfy_errors, plan_series, run
 from tests.report.predictions import DETECTION, read_planar
@@ -47,7 +48,7 @@ def test_it_says_why_and_that_nothing_is_known(
 ) -> None:
     origin = make_origin(shared_data, planar=planar)
     file = tmp_path / "sr.dcm"
-    file.write_bytes(make_negative(origin, state, SENTENCES[state]).encode())
+    file.write_bytes(Result("sr", make_negative(origin, state, SENTENCES[state])).encode())
     assert not dciodvfy_errors(file)
     assert not re.findall(r"^[WEF]: .*", run("dsrdump", "+Pu", file), re.M)
     report = dcmread(file)
@@ -74,7 +75,7 @@ def test_it_says_why_and_that_nothing_is_known(
 
 def test_it_names_all_that_was_looked_at(shared_data: Path) -> None:
     origin = make_origin(shared_data)
-    dataset = make_negative(origin, NoResult.NOT_APPLICABLE, "no reason").dataset
+    dataset = make_negative(origin, NoResult.NOT_APPLICABLE, "no reason")
     (study,) = dataset.CurrentRequestedProcedureEvidenceSequence
     named = {item.ReferencedSOPInstanceUID for item in study.ReferencedSeriesSequence[0].ReferencedSOPSequence}
     assert named == {header.SOPInstanceUID for header in origin.sources}
@@ -82,10 +83,10 @@ def test_it_names_all_that_was_looked_at(shared_data: Path) -> None:
 
 def test_the_same_refusal_is_the_same_object_and_no_result_of_the_job(shared_data: Path) -> None:
     origin = make_origin(shared_data)
-    first = make_negative(origin, NoResult.FAILED, "twice")
-    assert make_negative(origin, NoResult.FAILED, "twice").encode() == first.encode()
+    first = Result("sr", make_negative(origin, NoResult.FAILED, "twice"))
+    assert Result("sr", make_negative(origin, NoResult.FAILED, "twice")).encode() == first.encode()
     assert first.sop_instance_uid != origin.uid("sr")  # a job that is run again and gives a result makes another object
-    other = make_negative(make_origin(shared_data, key="another"), NoResult.FAILED, "twice")
+    other = Result("sr", make_negative(make_origin(shared_data, key="another"), NoResult.FAILED, "twice"))
     assert other.sop_instance_uid != first.sop_instance_uid
 
 
@@ -97,6 +98,6 @@ def test_a_study_without_an_image_is_told_too(shared_data: Path, tmp_path: Path)
     header.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.22"
     origin = dataclasses.replace(make_origin(shared_data), sources=(header,))
     file = tmp_path / "sr.dcm"
-    file.write_bytes(make_negative(origin, NoResult.NOT_APPLICABLE, "there is no image").encode())
+    file.write_bytes(Result("sr", make_negative(origin, NoResult.NOT_APPLICABLE, "there is no image")).encode())
     assert not dciodvfy_errors(file)
     assert not [item for item in items(dcmread(file)) if item.ValueType == "IMAGE"]

@@ -337,7 +337,7 @@ def test_no_result_has_a_page_too(shared_data: Path, tmp_path: Path, state: NoRe
     read = dcmread(file)
     assert read.StudyInstanceUID == origin.sources[0].StudyInstanceUID
     assert read.SOPInstanceUID != origin.uid("summary")  # a job that is run again and gives a result makes another
-    assert read.SOPInstanceUID != make_negative(origin, state, SENTENCES[state]).sop_instance_uid
+    assert read.SOPInstanceUID != make_negative(origin, state, SENTENCES[state]).SOPInstanceUID
     assert [item.ReferencedSOPInstanceUID for item in read.SourceImageSequence] == [
         str(source.SOPInstanceUID) for source in origin.sources
     ]
