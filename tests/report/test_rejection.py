@@ -11,7 +11,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from node.errors import WithdrawalRefused
+from node.errors import NotAllowed
 from node.report.findings import measure
 from node.report.negative import NoResult, make_negative
 from node.report.rejection import RejectionReason, make_rejection
@@ -90,16 +90,16 @@ def test_the_same_withdrawal_is_the_same_note(stored: list[Dataset]) -> None:
 
 
 def test_what_cannot_be_withdrawn_together_is_refused(stored: list[Dataset]) -> None:
-    with pytest.raises(WithdrawalRefused, match="at least one"):
+    with pytest.raises(NotAllowed, match="at least one"):
         reject([])
     elsewhere = stored[0][:]
     for keyword in ("SOPInstanceUID", "StudyInstanceUID"):
         delattr(elsewhere, keyword)
         setattr(elsewhere, keyword, "1.2.3")
-    with pytest.raises(WithdrawalRefused, match="objects of 2 studies"):
+    with pytest.raises(NotAllowed, match="objects of 2 studies"):
         reject([*stored, elsewhere])
     note = reject(stored)
-    with pytest.raises(WithdrawalRefused, match=f"{note.SOPInstanceUID} is a rejection note"):
+    with pytest.raises(NotAllowed, match=f"{note.SOPInstanceUID} is a rejection note"):
         reject([note])
 
 
