@@ -31,6 +31,7 @@ OUTSIDE_SHARE: Final = 0.1  # of the studies that come outside of the hours that
 
 _MOST_STUDIES = 1_500_000  # that one simulation holds: some 300 MB and a few seconds
 _FRONT_SHARE = 0.05  # of the goal that waiting may take at each stage that is not the workers
+_BUSY = 0.9  # how busy a stage that is not the workers may be in its busiest hour
 _ROW_BYTES = 1000  # of the database for one instance, its indexes included; measured on SQLite and PostgreSQL
 
 
@@ -172,11 +173,12 @@ def plan(
     days: int,
     seed: int = 1,
 ) -> Plan:
-    """Simulate `days` in a row, and where `servers` leaves a number open find the smallest with which waiting keeps
-    the goal: its 95th percentile on every day is at most `goal_s`.
+    """Simulate `days` in a row, and where `servers` leaves a number open find one with which waiting keeps the goal:
+    its 95th percentile on every day is at most `goal_s`.
 
-    Receivers, schedulers and deliverers may take a twentieth of the goal each; worker slots what remains. The first day
-    begins empty at midnight. `NotAllowed` when nothing comes.
+    Receivers, schedulers and deliverers may take a twentieth of the goal each and are busy for nine tenths of their
+    busiest hour at most; worker slots take what remains of the goal. The first day begins empty at midnight.
+    `NotAllowed` when nothing comes.
     """
     random = np.random.default_rng(seed)
     arrivals = arrivals_of(demand, days, random)
@@ -197,7 +199,7 @@ def plan(
     before = (received.waits + routed.waits)[study]
     clock = _Clock(arrivals[study], days)
     worked = _Passage("work", routed.ends[study], slot, before, clock)
-    worked.go(servers.work, goal_s - front_s)
+    worked.go(servers.work, goal_s - front_s, exact=True)
     delivered = _Passage("deliver", worked.ends + beside, costs.deliver.of(images[study]), np.zeros(len(study)), clock)
     delivered.go(servers.deliver, front_s)
     waits = before + worked.waits + delivered.waits
@@ -264,22 +266,31 @@ class _Passage:
         by_hour = np.bincount((ready / HOUR_S).astype(int) % 24, services, 24)
         self._busiest_load = by_hour.max() / (clock.days * HOUR_S)
         self._servers = 1
-        self.waits = np.zeros(len(ready))
+        self.waits = self._waits = np.zeros(len(ready))
+        self._passed = 0
 
     @property
     def ends(self) -> Seconds:
         """When each leaves."""
         return self._ready + self.waits + self._services
 
-    def go(self, servers: int | None, goal_s: float) -> None:
-        """Pass with so many servers, or with the fewest that keep waiting so far under the goal on every day."""
+    def go(self, servers: int | None, goal_s: float, *, exact: bool = False) -> None:
+        """Pass with so many servers, or with as many as keep waiting so far under the goal on every day: the fewest
+        when `exact`, else the fewest that are busy for nine tenths of their busiest hour at most.
+        """
         if servers is None:
+            # Waiting that no number of servers here could make good is not theirs to make good.
+            lost = max(self._clock.percentiles(self._before)) > goal_s
+            before = np.zeros_like(self._before) if lost else self._before
             servers = _fewest(
-                lambda count: max(self._clock.percentiles(self._before + self._pass(count))) <= goal_s,
+                lambda count: max(self._clock.percentiles(before + self._pass(count))) <= goal_s,
                 at_least=max(1, math.ceil(self._load)),
-                guess=math.ceil(self._busiest_load),
+                guess=math.ceil(self._busiest_load / _BUSY),
+                exact=exact,
             )
-        self._servers, self.waits = servers, self._pass(servers)
+        if servers != self._passed:
+            self._pass(servers)
+        self._servers, self.waits = servers, self._waits
 
     def stage(self) -> Stage:
         """What it was like."""
@@ -296,15 +307,16 @@ class _Passage:
         order = self._order
         waits = np.empty(len(order))
         waits[order] = serve(self._ready[order], self._services[order], servers) - self._ready[order]
+        self._passed, self._waits = servers, waits
         return waits
 
 
-def _fewest(enough: Callable[[int], bool], *, at_least: int, guess: int) -> int:
-    """The smallest number, `at_least` or more, that is enough; the fewer trials, the better the guess."""
+def _fewest(enough: Callable[[int], bool], *, at_least: int, guess: int, exact: bool) -> int:
+    """The smallest number, `at_least` or more, that is enough, or `guess` where that is and need not be `exact`."""
     most = max(at_least, guess)
-    too_few, step = at_least - 1, 1
+    too_few, step = at_least - 1, max(1, guess // 32)
     if enough(most):
-        while most > at_least:
+        while exact and most > at_least:
             lower = max(at_least, most - step)
             if not enough(lower):
                 too_few = lower
@@ -315,7 +327,7 @@ def _fewest(enough: Callable[[int], bool], *, at_least: int, guess: int) -> int:
             too_few, most, step = most, most + step, step * 2
             if enough(most):
                 break
-    while most - too_few > 1:
+    while exact and most - too_few > 1:
         middle = (most + too_few) // 2
         if enough(middle):
             most = middle

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from node import __version__
+from node.commands.plan_options import add_options as add_plan_options
 from node.errors import RadnodeError
 from node.report.kinds import Kind, SegForm
 
@@ -69,6 +70,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--study", required=True, metavar="UID", help="Study Instance UID")
     _config(command)
+
+    command = _command(
+        commands, "plan", "plan:make_plan", "how many receivers and worker slots so many studies a day need"
+    )
+    add_plan_options(command)
+    _config(command)
+    _json(command)
 
     noun = _noun(commands, "studies", "what was received and what became of it")
     command = _command(noun, "list", "listing:list_studies", "studies, the last received first")

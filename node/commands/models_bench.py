@@ -50,21 +50,29 @@ class Run:
 
 def bench(options: Namespace) -> int:
     """Run the model several times on the one study in the folder, and print medians."""
-    package = find_model(options.name, options)
-    headers = _one_study(options.path)
-    plans = plan_study(package, headers)
+    report = measure_model(find_model(options.name, options), options.path, options.device, repeat=options.repeat)
+    if options.json:
+        print_json(report | {"notes": list(_NOTES)})
+    else:
+        _print(report)
+    return 0
+
+
+def measure_model(package: Package, study: Path, device: str, *, repeat: int) -> dict[str, Any]:
+    """Medians of `repeat` runs of a model on the one study in a folder, as `--json` prints them."""
+    plans = plan_study(package, _one_study(study))
     from node.infer.device import choose_device
     from node.infer.model import load_model
 
-    device = choose_device(options.device)
+    device = choose_device(device)
     with ResidentMemory() as memory:
         began = time.monotonic()
         model = load_model(package, device)
         loaded = time.monotonic()
         load = {"seconds": loaded - began, "resident": memory.peak(began, loaded)}
-        runs = [measure(package, model, plans, memory, device) for _ in range(options.repeat)]
+        runs = [measure(package, model, plans, memory, device) for _ in range(repeat)]
     model.close()
-    report = summarise(runs) | {
+    return summarise(runs) | {
         "model": package.name,
         "version": package.version,
         "device": device,
@@ -72,11 +80,6 @@ def bench(options: Namespace) -> int:
         "inputs": {name: list(shape_of(plan)) for name, plan in plans.items()},
         "load": load,
     }
-    if options.json:
-        print_json(report | {"notes": list(_NOTES)})
-    else:
-        _print(report)
-    return 0
 
 
 def measure(

@@ -23,7 +23,7 @@ from node.archive.store import Archive
 from node.config import load_config
 from node.deliver.dimse import Address, StoreSession
 from node.demo.pacs import Orthanc
-from tests.benchmark.pipeline import Story, make_package, make_study, running, send, story_of, unfinished
+from tests.benchmark.pipeline import Story, cpu_seconds, make_package, make_study, running, send, story_of, unfinished
 from tests.benchmark.receivers import CHECKOUT
 from tests.running_node import wait_until
 
@@ -73,10 +73,13 @@ def main() -> None:
         ):
             archive = open_archive(load_config(node.config))
             for count, study in enumerate(studies, 1):
+                spent = cpu_seconds(node)
                 send(node, study)
                 wait_until(lambda n=count: not unfinished(archive.database, n), 300, "the results are delivered")
                 story = story_of(archive.database)
                 found.append(overhead_of(story))
+                used = ", ".join(f"{role} {now - spent[role]:.2f}" for role, now in cpu_seconds(node).items())
+                print(f"processor seconds: {used}")
                 print(f"{'cold' if count == 1 else 'warm'}: {found[-1].total:.2f} s: {found[-1]}; {story.job_story}")
             sent_s = transmission_seconds(archive, pacs.port)
             archive.close()

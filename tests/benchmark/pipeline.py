@@ -79,6 +79,16 @@ def send(node: RunningNode, folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def cpu_seconds(node: RunningNode) -> dict[str, float]:
+    """Processor time so far by role; that of a model's own process is counted with its worker."""
+    spent = {}
+    for role, process in node.processes().items():
+        family = [process, *(process.children(recursive=True) if role != "supervisor" else [])]
+        times = [one.cpu_times() for one in family]
+        spent[role] = sum(each.user + each.system + each.children_user + each.children_system for each in times)
+    return spent
+
+
 def unfinished(database: Database, studies: int) -> str:
     """What is still to be done of `studies` studies with one job each; "" when all results are delivered."""
     with database.read() as connection:
