@@ -21,6 +21,7 @@ from node.errors import RadnodeError
 from node.infer.shelf import PackageShelf
 from node.queue.leases import recover_lost_jobs
 from node.route import route_study
+from node.wake import Room, ring
 
 _log = logging.getLogger(__name__)
 
@@ -81,5 +82,6 @@ def _route(archive: Archive, study: Study, config: Config, shelf: PackageShelf) 
         )
     else:
         if decision is not None:
+            ring(archive.storage, Room.WORK)
             outcome = f"{len(decision.jobs)} jobs" if decision.jobs else "no route wants it"
             _log.info("study %s complete with %d instances: %s", study.study_uid, study.instances, outcome)

@@ -38,6 +38,7 @@ from node.outcome import keep_results, make_untold, previous_reports, wanted_of,
 from node.queue.leases import LEASE_S, claim_job, end_job, fail_attempt, finish_job, release_job, renew_lease
 from node.queue.untold import claim_untold, drop_untold, finish_untold
 from node.queue.workers import WorkerId
+from node.wake import Bell, Room, ring
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def work_until(stop: threading.Event, archive: Archive, config: Config, *, ready
         warm_bytes=config.workers.memory_bytes or _physical_memory() // (2 * config.workers.count),
     )
     _tell_protections(models.device)
+    bell = Bell(archive.storage, Room.WORK)
     ready()
     while not stop.is_set():
         try:
@@ -68,7 +70,7 @@ def work_until(stop: threading.Event, archive: Archive, config: Config, *, ready
                 continue
             job = claim_job(archive.database, worker)
             if job is None:
-                stop.wait(POLL_S)
+                bell.wait(stop, POLL_S)
                 continue
             with _Heartbeat(archive, job, worker, stop, _timeout_s(shelf, job), models):
                 _run(archive, config, job, worker, shelf, models)
@@ -76,6 +78,7 @@ def work_until(stop: threading.Event, archive: Archive, config: Config, *, ready
         except SQLAlchemyError as error:
             _log.error("work: database: %s", type(error).__name__)
             stop.wait(2.0)
+    bell.close()
     models.close()
 
 
@@ -189,6 +192,7 @@ def _run(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: Pa
         results = keep_results(archive, job, analysis.results, takes)
         rows = [row for measurement in analysis.measurements for row in measurement.rows()]
         if finish_job(database, job, worker, results, rows, _tell(analysis)):
+            ring(archive.storage, Room.DELIVER)
             _log.info("job %d done: %s on %d instances, %s", job.id, job.model, len(wanted), _tell(analysis))
             if config.results.withdraw_replaced:
                 withdraw_replaced(archive, config, job)
@@ -219,6 +223,7 @@ def _tell_no_result(archive: Archive, config: Config, job: Job, worker: WorkerId
     try:
         results = make_untold(archive, config, job, package if isinstance(package, Package) else None)
         if finish_untold(archive.database, job, worker, results):
+            ring(archive.storage, Room.DELIVER)
             _log.info("job %d: its peers are told that there is no result", job.id)
     except SQLAlchemyError:
         raise

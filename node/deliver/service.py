@@ -22,6 +22,7 @@ from node.deliver.dimse import StoreSession, ask_storage
 from node.deliver.outbox import Parcel, due_parcels, mark_delivered, mark_undelivered
 from node.deliver.peers import Destination
 from node.errors import DeliveryError
+from node.wake import Bell, Room
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def deliver_due(database: Database, storage: Path, name: str, peer: Destination,
 def _serve_peer(stop: threading.Event, archive: Archive, name: str, peer: Destination) -> None:
     commitments = Commitments(archive)
     ask_at = time.monotonic()
+    bell = Bell(archive.storage, Room.DELIVER)
     while not stop.is_set():
         try:
             if peer.asks and time.monotonic() >= ask_at:
@@ -89,7 +91,8 @@ def _serve_peer(stop: threading.Event, archive: Archive, name: str, peer: Destin
             delivered = 0
             stop.wait(5.0)
         if not delivered:
-            stop.wait(POLL_S)
+            bell.wait(stop, POLL_S)
+    bell.close()
 
 
 def _ask(database: Database, name: str, peer: Destination) -> bool:

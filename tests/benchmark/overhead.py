@@ -65,7 +65,6 @@ def main() -> None:
         scratch = Path(name)
         models = make_package(scratch / "models")
         studies = [make_study(scratch / "in" / str(n), options.slices, options.rows) for n in range(options.repeat + 1)]
-        network_s = network_seconds(models / "marker", studies[0])
         found: list[Overhead] = []
         with (
             Orthanc(scratch / "orthanc") as pacs,
@@ -83,6 +82,7 @@ def main() -> None:
                 print(f"{'cold' if count == 1 else 'warm'}: {found[-1].total:.2f} s: {found[-1]}; {story.job_story}")
             sent_s = transmission_seconds(archive, pacs.port)
             archive.close()
+        network_s = network_seconds(models / "marker", studies[0])
     report = {
         stage: statistics.median(getattr(one, stage) for one in found[1:])
         for stage in ("complete", "claim", "work", "deliver", "total")
