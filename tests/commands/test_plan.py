@@ -43,7 +43,7 @@ def test_slots_for_measured_models(tmp_path: Path, capsys: pytest.CaptureFixture
     overlapping = told(capsys, *options, "--overlap")
     assert overlapping["models"][0]["slot"]["fixed_s"] == 20
     assert overlapping["models"][0]["beside"]["fixed_s"] == pytest.approx(10.1)
-    assert overlapping["slots"] < alone["slots"]
+    assert overlapping["wait_p95_s"] < alone["wait_p95_s"]
     assert told(capsys, *options) == alone
 
 
