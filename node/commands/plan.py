@@ -33,10 +33,10 @@ from node.errors import NotAllowed, NotFound
 
 # What the stages take on two cores with SQLite: docs/capacity.md says how they were measured, and how to measure yours.
 _RECEIVE = Cost(0.0, 0.001)  # 1,000 images/s
-_ROUTE = Cost(0.02, 0.001)  # the headers are read
+_ROUTE = Cost(0.05, 0.004)  # the headers are read
 _DELIVER = Cost(0.1)  # an association, two objects
 _DATABASE = Cost(0.03, 0.0002)
-_JOB = Cost(0.1)  # around a model's own stages: leased, inputs found again, results made durable
+_JOB = Cost(0.1, 0.004)  # around a model's own stages: leased, headers read again, results made durable
 STAGE_COSTS = dict(zip(STAGES, (_RECEIVE, _ROUTE, _DELIVER, _DATABASE, _JOB), strict=True))
 
 
@@ -141,10 +141,11 @@ def _cost_of(name: str, share: float, told: Told, measured: Mapping[str, Measure
             f"nothing says how long {name} takes: measure it (`radnode models bench {name} STUDY --json > FILE`) "
             f"and add --bench FILE, or say it (--time {name}=12)"
         )
-    infer, around = measured[name].infer_s, measured[name].around_s + job.fixed_s
+    infer, around = Cost(measured[name].infer_s), Cost(measured[name].around_s + job.fixed_s, job.image_s)
     if overlap:  # what is slower holds the slot; a result takes both
-        return ModelCost(name, Cost(max(infer, around)), Cost(min(infer, around)), share)
-    return ModelCost(name, Cost(infer + around, job.image_s), share=share)
+        beside, slot = sorted((infer, around), key=lambda cost: cost.fixed_s)
+        return ModelCost(name, slot, beside, share)
+    return ModelCost(name, Cost(infer.fixed_s + around.fixed_s, around.image_s), share=share)
 
 
 def _told(times: list[tuple[str, float, float]], shares: Mapping[str, float]) -> Told:
