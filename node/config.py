@@ -257,10 +257,13 @@ class Peer(Section):
     maximum_associations: WholeNumber | None = Field(default=None, ge=1, le=1000)  # at once; None: as all together
     maximum_rate: Number | None = Field(default=None, gt=0)  # instances per second; a faster one is slowed down
     sop_classes: tuple[StorageClass, ...] | None = Field(default=None, min_length=1)  # UIDs; None: what the node takes
+    # What it is asked as a source: how many instances its studies have (C-FIND), before they count as complete.
+    query: bool = Field(default=False, strict=True)
     # What it gets as a destination.
     results: tuple[Kind, ...] | None = Field(default=None, min_length=1)  # None: whatever its routes make
     seg: Literal["auto", "binary", "labelmap", "fractional"] = "binary"  # auto: labelmap where it accepts that class
     compression: Literal["none", "lossless"] = "none"  # lossless: in the best lossless syntax that it accepts
+    commitment: bool = Field(default=False, strict=True)  # it is asked to answer for what it got (PS3.4 J)
 
 
 class Tls(Section):
@@ -293,6 +296,8 @@ class Complete(Section):
     """When a study counts as complete."""
 
     quiet_s: Duration = Field(default=30.0, alias="quiet")  # nothing arrived for so long
+    # Nothing arrived for so long although the sender says that it has more.
+    longest_s: Duration = Field(default=600.0, alias="longest")
 
 
 class Models(Section):
@@ -436,6 +441,12 @@ def _check_peers(peers: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
             continue
         if "/" in str(host) and mapping_of(peer).get("port") is not None:
             yield ("peers", name, "host"), f"found {str(host)!r}, a network; expected one host, as {name} has a port"
+        for field in ("query", "commitment"):
+            if mapping_of(peer).get(field) is True and mapping_of(peer).get("port") is None:
+                yield (
+                    ("peers", name, field),
+                    f"found true for a peer without a port; expected peers.{name}.port, to ask",
+                )
         first = known.setdefault((str(title).strip(), str(host).strip().lower()), name)
         if first != name:
             yield ("peers", name), f"has the same ae_title and host as {first}; expected one peer of the two"

@@ -144,7 +144,9 @@ def route_study(
             return None
         state = StudyState.ROUTED if decision.jobs else StudyState.UNWANTED
         reason = "" if decision.jobs else decision.reason
-        connection.execute(update(schema.studies).where(columns.id == study.id).values(state=state, reason=reason))
+        connection.execute(
+            update(schema.studies).where(columns.id == study.id).values(state=state, reason=reason, completed_at=now)
+        )
         story = f"{len(decision.jobs)} jobs wanted" if decision.jobs else f"kept, no route wants it: {reason}"
         record_event(connection, "route", study.study_uid, f"complete with {study.instances} instances; {story}")
         known = [

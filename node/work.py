@@ -188,7 +188,7 @@ def _run(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: Pa
         )
         results = keep_results(archive, job, analysis.results, takes)
         rows = [row for measurement in analysis.measurements for row in measurement.rows()]
-        if finish_job(database, job, worker, results, rows, _tell(analysis)):
+        if finish_job(database, job, worker, results, rows, _tell(analysis), analysis.seconds):
             _log.info("job %d done: %s on %d instances, %s", job.id, job.model, len(wanted), _tell(analysis))
             if config.results.withdraw_replaced:
                 withdraw_replaced(archive, config, job)

@@ -245,6 +245,7 @@ class Ingest:
             "instances": 1,
             "first_received_at": now,
             "last_received_at": now,
+            "completed_at": None,
         }
         study_id = self._statements.add_study.one(cursor, study)[0]
         self._tell(cursor, identity, now, f"first instance received from {arrival.received_from}")

@@ -42,6 +42,17 @@ class DeliveryState(StrEnum):
     WITHDRAWN = "withdrawn"  # never sent: the result was taken back before
 
 
+class CommitmentState(StrEnum):
+    """Whether a peer has taken responsibility for a delivered result (storage commitment, PS3.4 J)."""
+
+    NONE = "none"  # the peer is not asked, or the result is not delivered yet
+    DUE = "due"  # the peer is to be asked
+    ASKED = "asked"  # it was asked; its report is awaited
+    OVERDUE = "overdue"  # its report did not come in time; it is asked again, until that was often enough
+    COMMITTED = "committed"  # it answers for the result
+    REFUSED = "refused"  # it does not, although the result was sent again
+
+
 class Record:
     """A frozen dataclass whose fields are columns; `_enums` names those that are states."""
 
@@ -75,6 +86,7 @@ class Study(Record):
     instances: int
     first_received_at: float
     last_received_at: float
+    completed_at: float | None
 
 
 @dataclass(frozen=True)
@@ -127,6 +139,7 @@ class Job(Record):
     state: JobState
     reason: str
     measurements: list[dict[str, Any]]
+    seconds: dict[str, float]
     attempts: int
     lease_owner: str | None
     lease_until: float | None
@@ -154,7 +167,7 @@ class StoredResult(Record):
 class Delivery(Record):
     """One result on its way to one peer."""
 
-    _enums: ClassVar[dict[str, type[StrEnum]]] = {"state": DeliveryState}
+    _enums: ClassVar[dict[str, type[StrEnum]]] = {"state": DeliveryState, "commitment": CommitmentState}
 
     id: int
     result_id: int
@@ -165,3 +178,10 @@ class Delivery(Record):
     not_before: float
     created_at: float
     delivered_at: float | None
+    commitment: CommitmentState
+    commitment_reason: str
+    commitment_due_at: float | None
+    commitment_asks: int
+    commitment_refusals: int
+    transaction_uid: str | None
+    committed_at: float | None

@@ -17,7 +17,7 @@ from node.archive import schema
 from node.archive.database import Database, record_event
 from node.archive.files import Digester, SpoolFile, make_folder
 from node.archive.ingest import Ingest, Outcome, study_folder
-from node.archive.records import DeliveryState, Instance, JobState, Series, Study, StudyState
+from node.archive.records import CommitmentState, DeliveryState, Instance, JobState, Series, Study, StudyState
 from node.dicom.identity import Identity
 from node.errors import ArchiveError, NotFound
 
@@ -164,10 +164,18 @@ def _is_owed(connection: Connection, study_id: int) -> bool:
     is_open = schema.jobs.c.state.in_([JobState.QUEUED, JobState.RUNNING]) | schema.jobs.c.untold
     jobs = select(func.count()).where(schema.jobs.c.study_id == study_id, is_open)
     settled = [DeliveryState.DELIVERED, DeliveryState.WITHDRAWN]
+    # Where a peer may still say that it lacks a result, this is the only one. `overdue` without a time is given up.
+    awaited = [CommitmentState.DUE, CommitmentState.ASKED, CommitmentState.OVERDUE]
+    columns = schema.deliveries.c
+    is_unsettled = (
+        columns.state.not_in(settled)
+        | (columns.commitment == CommitmentState.REFUSED)
+        | (columns.commitment.in_(awaited) & columns.commitment_due_at.is_not(None))
+    )
     deliveries = (
         select(func.count())
         .select_from(schema.deliveries.join(schema.results).join(schema.jobs))
-        .where(schema.jobs.c.study_id == study_id, schema.deliveries.c.state.not_in(settled))
+        .where(schema.jobs.c.study_id == study_id, is_unsettled)
     )
     return bool(connection.scalar(jobs)) or bool(connection.scalar(deliveries))
 

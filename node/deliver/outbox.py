@@ -10,6 +10,7 @@ from pathlib import Path
 from sqlalchemy import Connection, func, select, update
 
 from node.archive import schema
+from node.archive.asked_commitments import NOT_WANTED, wanted_now
 from node.archive.database import Database, record_event
 from node.archive.records import Delivery, DeliveryState
 from node.errors import NotFound
@@ -66,8 +67,8 @@ def count_deliveries(database: Database) -> dict[str, int]:
         return {str(state): int(count) for state, count in connection.execute(query)}
 
 
-def mark_delivered(database: Database, parcel: Parcel, remark: str = "") -> None:
-    """The peer has the object."""
+def mark_delivered(database: Database, parcel: Parcel, remark: str = "", *, commitment: bool = False) -> None:
+    """The peer has the object; with `commitment` it is to be asked to answer for it."""
     now = time.time()
     with database.write() as connection:
         _change(
@@ -77,6 +78,7 @@ def mark_delivered(database: Database, parcel: Parcel, remark: str = "") -> None
             reason=remark,
             attempts=parcel.delivery.attempts + 1,
             delivered_at=now,
+            **(wanted_now() if commitment else {}),
         )
         tail = f" ({remark})" if remark else ""
         record_event(
@@ -123,7 +125,8 @@ def retry_delivery(database: Database, delivery_id: int, actor: str) -> Parcel:
         if row is None:
             raise NotFound(f"no delivery {delivery_id} (`radnode deliveries list` shows what is here)")
         parcel = _parcel(row)
-        _change(connection, parcel, state=DeliveryState.PENDING, reason="", not_before=0.0, delivered_at=None)
+        anew = NOT_WANTED | {"state": DeliveryState.PENDING, "reason": "", "not_before": 0.0, "delivered_at": None}
+        _change(connection, parcel, **anew, commitment_refusals=0)
         record_event(connection, actor, parcel.study_uid, f"{parcel.kind} to {parcel.delivery.peer}: to be sent again")
     return parcel
 

@@ -1,4 +1,6 @@
-"""The life of the delivering process: one thread per peer, so that a peer that is down delays nobody else."""
+"""The life of the delivering process: one thread per peer, so that a peer that is down delays nobody else,
+and one more for each that is asked for storage commitment.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from node.archive.commitments import Commitments
 from node.archive.database import Database
 from node.archive.peer_storage import note_accepted
 from node.archive.store import Archive
-from node.deliver.commitments import report_due
+from node.deliver.commitments import ask_due, report_due
 from node.deliver.dimse import StoreSession, ask_storage
 from node.deliver.outbox import Parcel, due_parcels, mark_delivered, mark_undelivered
 from node.deliver.peers import Destination
@@ -26,6 +28,7 @@ from node.errors import DeliveryError
 _log = logging.getLogger(__name__)
 
 POLL_S = 0.25
+COMMITMENT_POLL_S = 1.0
 ASK_EVERY_S = 3600.0  # what a peer takes changes when it is upgraded
 ASK_AGAIN_S = 30.0  # after no answer
 
@@ -35,6 +38,12 @@ def deliver_until(stop: threading.Event, archive: Archive, peers: Mapping[str, D
     threads = [
         threading.Thread(target=_serve_peer, args=(stop, archive, name, peer), name=f"deliver-{name}")
         for name, peer in peers.items()
+    ]
+    # On threads of their own: to wait for a report holds up no delivery.
+    threads += [
+        threading.Thread(target=_ask_for_commitment, args=(stop, archive, name, peer), name=f"commitment-{name}")
+        for name, peer in peers.items()
+        if peer.commitment
     ]
     for thread in threads:
         thread.start()
@@ -63,7 +72,7 @@ def deliver_due(database: Database, storage: Path, name: str, peer: Destination,
                     if not session.is_open:
                         break  # what was not tried stays due and opens a new association in the next round
                 else:
-                    mark_delivered(database, parcel, remark)
+                    mark_delivered(database, parcel, remark, commitment=peer.commitment)
                     _log.info("%s of job %d delivered to %s", parcel.kind, parcel.job_id, name)
                     delivered += 1
     except DeliveryError as error:  # no association at all: nothing was tried, all of it waits
@@ -90,6 +99,20 @@ def _serve_peer(stop: threading.Event, archive: Archive, name: str, peer: Destin
             stop.wait(5.0)
         if not delivered:
             stop.wait(POLL_S)
+
+
+def _ask_for_commitment(stop: threading.Event, archive: Archive, name: str, peer: Destination) -> None:
+    while not stop.is_set():
+        pause_s = COMMITMENT_POLL_S
+        try:
+            if ask_due(archive.database, name, peer.address):
+                pause_s = 0.0
+        except SQLAlchemyError as error:
+            _log.error("storage commitment of %s: database: %s", name, type(error).__name__)
+        except Exception:  # the thread's outermost loop
+            _log.exception("storage commitment of %s", name)
+            pause_s = 5.0
+        stop.wait(pause_s)
 
 
 def _ask(database: Database, name: str, peer: Destination) -> bool:

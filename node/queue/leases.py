@@ -7,7 +7,7 @@ that kills its worker is stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, or_, select, update
@@ -69,6 +69,7 @@ def finish_job(
     results: Sequence[NewResult],
     measurements: list[dict[str, Any]],
     story: str,
+    seconds: Mapping[str, float] | None = None,
 ) -> bool:
     """Record the results and their deliveries and end the job, in one transaction; False (nothing done) without the
     lease.
@@ -84,6 +85,7 @@ def finish_job(
             state=JobState.DONE,
             reason=story,
             measurements=measurements,
+            seconds=dict(seconds or {}),
             finished_at=now,
             lease_owner=None,
             lease_until=None,

@@ -8,7 +8,7 @@ from sqlalchemy import select, update
 
 from node.archive import schema
 from node.archive.database import Database, record_event
-from node.archive.records import DeliveryState, Job, JobState, StoredResult
+from node.archive.records import CommitmentState, DeliveryState, Job, JobState, StoredResult
 from node.errors import NotAllowed
 from node.queue.rows import NewResult, job_and_study, put_results
 from node.report.kinds import NO_RESULT
@@ -68,6 +68,12 @@ def withdraw(database: Database, job: Job, note: NewResult, actor: str, why: str
             update(schema.deliveries)
             .where(deliveries.result_id.in_(mine), deliveries.state != DeliveryState.DELIVERED)
             .values(state=DeliveryState.WITHDRAWN)
+        )
+        # A peer that has rejected them need not answer for them, and what it does not answer for would be sent again.
+        connection.execute(
+            update(schema.deliveries)
+            .where(deliveries.result_id.in_(mine), deliveries.commitment != CommitmentState.COMMITTED)
+            .values(commitment=CommitmentState.NONE, commitment_due_at=None)
         )
         put_results(connection, job.id, [note], now)
         connection.execute(
