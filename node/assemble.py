@@ -1,7 +1,8 @@
 """When a study is complete, and the life of the scheduling process: completion, routing, lost leases, retention.
 
 DICOM gives no sign that a study is complete: PS3.4 B.4 gives no meaning to the end of an association or to the order of
-instances. A quiet period decides, and a late instance reopens the study as a new revision.
+instances. The sender's own count decides where it can be asked (`node.sender_count`), else a quiet period; a late
+instance reopens the study as a new revision.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from node.errors import RadnodeError
 from node.infer.shelf import PackageShelf
 from node.queue.leases import recover_lost_jobs
 from node.route import route_study
+from node.sender_count import SenderCounts
 
 _log = logging.getLogger(__name__)
 
@@ -34,11 +36,15 @@ def schedule_until(stop: threading.Event, archive: Archive, config: Config) -> N
     set.
     """
     shelf = PackageShelf(config.models.paths, config.models.trusted)
+    counts = SenderCounts(archive, config)
     next_recovery = next_retention = 0.0
     while not stop.is_set():
         now = time.monotonic()
         try:
             for study in complete_studies(archive, config.complete.quiet_s):
+                if not counts.holds_back(study):
+                    _route(archive, study, config, shelf)
+            for study in counts.all_here():
                 _route(archive, study, config, shelf)
             if now >= next_recovery:
                 next_recovery = now + RECOVER_EVERY_S
@@ -52,6 +58,7 @@ def schedule_until(stop: threading.Event, archive: Archive, config: Config) -> N
             _log.error("schedule: database: %s", type(error).__name__)
             stop.wait(2.0)
         stop.wait(POLL_S)
+    counts.close()
 
 
 def complete_studies(archive: Archive, quiet_s: float) -> list[Study]:
