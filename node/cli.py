@@ -77,6 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
     _limit(command)
     command = _command(noun, "show", "listing:show_study", "the whole story of one study")
     command.add_argument("study", metavar="UID")
+    command.add_argument(
+        "--events", type=_count, default=200, metavar="N", help="at most so many lines of the story (default 200)"
+    )
     _config(command)
     _json(command)
 
@@ -254,6 +257,12 @@ def _json(command: argparse.ArgumentParser) -> None:
 
 def _limit(command: argparse.ArgumentParser) -> None:
     command.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many rows (default 50)")
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 4:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines, 4 or more")
+    return int(text)
 
 
 class _Line(logging.Formatter):

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, func, select, update
 from node.archive import schema
 from node.archive.asked_commitments import NOT_WANTED, wanted_now
 from node.archive.database import Database, record_event
-from node.archive.records import Delivery, DeliveryState
+from node.archive.records import CommitmentState, Delivery, DeliveryState
 from node.errors import NotFound
 
 FIRST_RETRY_S = 5.0
@@ -49,7 +49,12 @@ def due_parcels(database: Database, peer: str, limit: int = 100) -> list[Parcel]
 
 
 def list_parcels(
-    database: Database, *, study_id: int | None = None, states: Sequence[DeliveryState] = (), limit: int = 100
+    database: Database,
+    *,
+    study_id: int | None = None,
+    states: Sequence[DeliveryState] = (),
+    commitments: Sequence[CommitmentState] = (),
+    limit: int = 100,
 ) -> list[Parcel]:
     """Deliveries, the newest first."""
     query = _parcels().order_by(schema.deliveries.c.id.desc()).limit(limit)
@@ -57,6 +62,8 @@ def list_parcels(
         query = query.where(schema.jobs.c.study_id == study_id)
     if states:
         query = query.where(schema.deliveries.c.state.in_(states))
+    if commitments:
+        query = query.where(schema.deliveries.c.commitment.in_(commitments))
     return _fetch(database, query)
 
 
