@@ -96,10 +96,10 @@ class SenderCounts:
             return study.id in self._asking
         if answer is not Answer.MORE:
             return False
-        waited_s = time.time() - study.last_received_at
-        if waited_s < self._longest_s:
+        if time.time() - study.last_received_at < self._longest_s:
             return True
-        self._note(study, "", f"{self._said[study.id].sentence}: nothing came for {waited_s:.0f} s, complete without")
+        rest = f"nothing came for {self._longest_s:.0f} s (complete.longest), complete without the rest"
+        self._note(study, "", f"{self._said[study.id].sentence}: {rest}")
         return False
 
     def _hear(self, study: Study) -> Answer | None:
