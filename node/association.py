@@ -10,7 +10,7 @@ from typing import Any
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
-from pynetdicom.events import EVT_PDU_RECV, Event, InterventionEvent
+from pynetdicom.events import EVT_PDU_RECV, Event, InterventionEvent, NotificationEvent
 from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 
@@ -47,7 +47,7 @@ class Connection:
         contexts: list[tuple[str, tuple[str, ...]]],
         roles: Iterable[SCP_SCU_RoleSelectionNegotiation] = (),
         *,
-        handlers: Iterable[tuple[InterventionEvent, Callable[..., Any]]] = (),
+        handlers: Iterable[tuple[InterventionEvent | NotificationEvent, Callable[..., Any]]] = (),
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
     ):

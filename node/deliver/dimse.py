@@ -15,7 +15,8 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID
 from pynetdicom import _config, build_role
-from pynetdicom.events import EVT_N_EVENT_REPORT, Event
+from pynetdicom.events import EVT_N_EVENT_REPORT, EVT_PDU_SENT, Event
+from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.sop_class import (
     StorageCommitmentPushModel,  # pyright: ignore[reportAttributeAccessIssue]
     Verification,  # pyright: ignore[reportAttributeAccessIssue]
@@ -91,7 +92,7 @@ def ask_commitment(
     a thread of pynetdicom's, and returns the status of the answer. Later, it comes on an association of the peer's own.
     `DeliveryError` when the peer did not take the request.
     """
-    heard = threading.Event()
+    heard, answered = threading.Event(), threading.Event()
 
     def take_report(event: Event) -> tuple[int, None]:
         try:
@@ -99,8 +100,14 @@ def ask_commitment(
         finally:
             heard.set()
 
+    def note_sent(event: Event) -> None:
+        # pynetdicom would release before its other thread has sent the answer to the report.
+        if heard.is_set() and isinstance(event.pdu, P_DATA_TF):
+            answered.set()
+
     contexts = [(StorageCommitmentPushModel, LITTLE_ENDIAN)]
-    with Connection(address, contexts, handlers=[(EVT_N_EVENT_REPORT, take_report)]) as association:
+    handlers = [(EVT_N_EVENT_REPORT, take_report), (EVT_PDU_SENT, note_sent)]
+    with Connection(address, contexts, handlers=handlers) as association:
         try:
             status, _ = association.send_n_action(
                 request_of(request), _ACTION_REQUEST, StorageCommitmentPushModel, WELL_KNOWN_INSTANCE
@@ -112,7 +119,7 @@ def ask_commitment(
             said = "no answer" if code is None else f"status 0x{code:04X}"
             raise DeliveryError(f"{address} answered the storage commitment request with {said}")
         until = time.monotonic() + patience_s
-        while association.is_established and time.monotonic() < until and not heard.wait(0.05):
+        while association.is_established and time.monotonic() < until and not answered.wait(0.05):
             pass
 
 
