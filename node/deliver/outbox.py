@@ -142,7 +142,7 @@ def retry_delivery(database: Database, delivery_id: int, actor: str) -> Parcel:
         parcel = _parcel(row)
         if row._mapping["job_state"] == JobState.WITHDRAWN and parcel.kind != REJECTION:
             raise NotAllowed(
-                f"delivery {delivery_id} is of job {parcel.job_id}, whose results were withdrawn: they are not sent again"
+                f"delivery {delivery_id} is of job {parcel.job_id}, whose results were withdrawn: they stay so"
             )
         _change(connection, parcel, state=DeliveryState.PENDING, reason="", not_before=0.0, delivered_at=None)
         record_event(connection, actor, parcel.study_uid, f"{parcel.kind} to {parcel.delivery.peer}: to be sent again")
