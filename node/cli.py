@@ -282,6 +282,7 @@ def _set_up_logging(*, verbose: bool) -> None:
     # These write element values, and so patient data, into their messages.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+    logging.getLogger("highdicom").setLevel(logging.CRITICAL)
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # what stops a bundle is told by our own error
     warnings.simplefilter("ignore")
 

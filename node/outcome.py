@@ -29,7 +29,7 @@ from node.errors import InputRefused, RadnodeError
 from node.infer.manifest import Manifest
 from node.infer.package import Package
 from node.queue.rows import NewResult
-from node.queue.withdrawal import REJECTION, earlier_reports, results_to_withdraw, withdraw
+from node.queue.withdrawal import REJECTION, earlier_reports, replaced_job, results_to_withdraw, withdraw
 from node.report.kinds import LABELMAP_STORAGE, Kind, SegForm, Takes, Wanted, all_of
 from node.report.negative import NoResult
 from node.report.no_result import make_no_result
@@ -129,17 +129,21 @@ def withdraw_job(
 
 def withdraw_replaced(archive: Archive, config: Config, job: Job) -> None:
     """Take back the results that this job's replace, where they are out."""
-    replaced = {result.job_id for result in earlier_reports(archive.database, job)} - {job.id}
-    for job_id in sorted(replaced):
-        comment = f"replaced by a newer result of {job.model} {job.model_version}"
-        try:
-            withdraw_job(archive, config, job_id, RejectionReason.QUALITY, comment, "work")
-        except RadnodeError as error:  # the new result stands; a person may withdraw the old one
-            _log.warning("job %d: %s", job.id, error)
+    replaced = replaced_job(archive.database, job)
+    if replaced is None:
+        return
+    comment = f"replaced by a newer result of {job.model} {job.model_version}"
+    try:
+        withdraw_job(archive, config, replaced, RejectionReason.QUALITY, comment, "work")
+    except RadnodeError as error:  # the new result stands; a person may withdraw the old one
+        _log.warning("job %d: %s", job.id, error)
 
 
 def _keep(archive: Archive, job: Job, result: Result, peers: Sequence[str]) -> NewResult:
-    relative = Path("results") / job.key[:2] / job.key / f"{result.name}.dcm"
+    # With the end of its UID: a job that fails again for another reason tells so by another object of the same name,
+    # and the first one may still be owed.
+    name = f"{result.name}-{result.sop_instance_uid[-8:]}.dcm"
+    relative = Path("results") / job.key[:2] / job.key / name
     with archive.spool_file() as spooled:
         with BufferedWriter(_Spooled(spooled), _PIECE_BYTES) as file:
             result.write(file)

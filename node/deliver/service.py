@@ -19,7 +19,7 @@ from node.archive.peer_storage import note_accepted
 from node.archive.store import Archive
 from node.deliver.commitments import report_due
 from node.deliver.dimse import StoreSession, ask_storage
-from node.deliver.outbox import Parcel, due_parcels, mark_delivered, mark_undelivered
+from node.deliver.outbox import Parcel, due_parcels, is_owed, mark_delivered, mark_undelivered
 from node.deliver.peers import Destination
 from node.errors import DeliveryError
 
@@ -56,6 +56,8 @@ def deliver_due(database: Database, storage: Path, name: str, peer: Destination,
             for parcel in sendable:
                 if stop.is_set():
                     break
+                if not is_owed(database, parcel):  # withdrawn since this round began
+                    continue
                 try:
                     remark = session.send(parcel.file(storage))
                 except DeliveryError as error:

@@ -42,7 +42,8 @@ def job_key(model: str, model_digest: str, inputs: Mapping[str, Sequence[str]]) 
 def add_job(connection: Connection, study_id: int, study_uid: str, revision: int, new: NewJob, now: float) -> bool:
     """Queue a job in the caller's transaction; False when the same job exists.
 
-    Then its destinations and kinds of results are completed, and a job that ended without them runs again.
+    Then its destinations and kinds of results are completed. A job that ended without them runs again, or where it gave
+    no result is told again.
     """
     key = job_key(new.model, new.model_digest, new.inputs)
     existing = connection.execute(select(schema.jobs).where(schema.jobs.c.key == key)).first()
@@ -75,6 +76,9 @@ def add_job(connection: Connection, study_id: int, study_uid: str, revision: int
     record_event(connection, "route", study_uid, f"route {new.route!r}: {new.model} {story}")
     return True
 
+
+# States in which a job has ended without a result.
+NO_RESULT_STATES = (JobState.REFUSED, JobState.FAILED, JobState.QUARANTINED)
 
 # What a job is set to that runs once more.
 AGAIN = {
@@ -132,12 +136,19 @@ def _complete(connection: Connection, job: Job, new: NewJob, study_uid: str) -> 
     """Add what a further route wants of a job that exists."""
     peers = [peer for peer in new.send_to if peer not in job.send_to]
     kinds = [kind for kind in new.results if kind not in job.results]
-    if not peers and not kinds:
+    tell = new.tell_no_result and not job.tell_no_result
+    if not peers and not kinds and not tell:
         return
-    changes: dict[str, object] = {"send_to": [*job.send_to, *peers], "results": [*job.results, *kinds]}
-    if job.state is JobState.DONE:  # a running one finds out when it ends
+    changes: dict[str, object] = {
+        "send_to": [*job.send_to, *peers],
+        "results": [*job.results, *kinds],
+        "tell_no_result": job.tell_no_result or new.tell_no_result,
+    }
+    if job.state is JobState.DONE and (peers or kinds):  # a running one finds out when it ends
         changes |= AGAIN
         record_event(connection, "route", study_uid, f"{job.model}: queued again for {', '.join([*peers, *kinds])}")
+    elif job.state in NO_RESULT_STATES and new.tell_no_result:  # who came later must hear too
+        changes["untold"] = True
     connection.execute(update(schema.jobs).where(schema.jobs.c.id == job.id).values(**changes))
 
 

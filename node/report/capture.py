@@ -44,7 +44,7 @@ def capture(
     `refs` are the source images that it shows or was made of, `number` is its instance number, `derivation` says in a
     sentence how it was made.
     """
-    header = complete_header(origin.sources[0])
+    header = complete_header(origin.sources[0], origin.says)
     model = f"{origin.model_name} {origin.model_version}"[:64]
     with quietly():
         image = SCImage.from_ref_dataset(

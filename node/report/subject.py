@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Protocol
 
 from pydicom.dataset import Dataset
@@ -53,6 +54,11 @@ class Origin:
     def uid(self, *parts: str) -> str:
         """A UID of one part of the results."""
         return derive_uid(self.key, *parts)
+
+    @cached_property
+    def says(self) -> str:
+        """All text of results that is not the images' own, to know which characters it has."""
+        return f"{self.house} {self.manifest!r} {self.model_name} {self.model_version} {self.algorithm_parameters()}"
 
     @property
     def device_uid(self) -> str:
