@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -233,9 +234,16 @@ def _tell_no_result(archive: Archive, config: Config, job: Job, worker: WorkerId
 
 
 def _tell(analysis: Analysis) -> str:
-    kinds = " and ".join(result.name.upper() for result in analysis.results)
+    counts = Counter(_name_series(result.name) for result in analysis.results)
+    kinds = [name.upper() + (f" ({count})" if count > 1 else "") for name, count in counts.items()]
     times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in analysis.seconds.items())
-    return " ".join([f"{kinds} made ({times})", *analysis.remarks])
+    return "; ".join([f"{' and '.join(kinds)} made ({times})", *analysis.remarks])
+
+
+def _name_series(name: str) -> str:
+    """The name that the objects of one series share: that of overlay-001 is overlay."""
+    series, _, number = name.rpartition("-")
+    return series if number.isdecimal() else name
 
 
 def _timeout_s(shelf: PackageShelf, job: Job) -> float:
