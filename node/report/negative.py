@@ -37,13 +37,12 @@ def make_negative(origin: Origin, state: NoResult, sentence: str) -> Dataset:
     """
     with quietly():
         groups = [_status(origin, state, sentence), *_undetermined(origin)]
-        document = make_sr(
+        return make_sr(
             origin,
             groups,
             name=_name(state, sentence),
             description=describe_no_result(origin, state, Kind.SR),
         )
-    return document
 
 
 def describe_no_result(origin: Origin, state: NoResult, kind: Kind) -> str:
