@@ -166,7 +166,7 @@ def _run(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: Pa
     """One attempt, and its end in the queue whatever happened."""
     database = archive.database
     try:
-        package = shelf.get(job.model)
+        package = _package_of(shelf, job)
         if package.digest != job.model_digest:
             raise ModelError(
                 f"package {job.model} changed since this job was made (version {job.model_version}, now "
@@ -212,6 +212,15 @@ def _run(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: Pa
     except Exception as error:  # the outermost loop of a worker: the attempt failed, the worker goes on
         fail_attempt(database, job, worker, f"{type(error).__name__} in radnode: see the log of the node")
         _log.exception("job %d: attempt %d", job.id, job.attempts)
+
+
+def _package_of(shelf: PackageShelf, job: Job) -> Package:
+    """The job's package. A job made without one stays refused when it is queued again: there is nothing to try anew."""
+    if job.model_digest:
+        return shelf.get(job.model)
+    package = shelf.look_up(job.model)
+    why = f"model package {job.model!r} was added later: `radnode reprocess` makes a job for it"
+    raise InputRefused(str(package) if isinstance(package, RadnodeError) else why)
 
 
 def _tell_no_result(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: PackageShelf) -> None:

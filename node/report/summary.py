@@ -43,7 +43,7 @@ def make_negative_summary(origin: Origin, state: NoResult, sentence: str) -> Dat
         render_negative_page(origin, state, sentence),
         Kind.SUMMARY,
         uid=origin.uid("summary", "no result", state, sentence),
-        series_uid=origin.uid("summary", "no result", "series"),
+        series_uid=origin.uid("summary", "no result", state, sentence, "series"),
         refs=[SliceRef(str(source.SOPClassUID), str(source.SOPInstanceUID)) for source in images],
         derivation=f"{origin.model} gave no result: {state}",
         description=describe_no_result(origin, state, Kind.SUMMARY),
