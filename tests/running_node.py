@@ -83,7 +83,7 @@ keep:     {{studies: 7d, free_disk: 10MB}}
                 text.seek(begin)
                 return b" ready: " in text.read()
 
-        wait_until(is_ready, 60, "the node is ready")
+        wait_until(is_ready, 180, "the node is ready")
 
     def stop(self, patience_s: float = 60) -> int:
         """SIGTERM; the exit code."""
