@@ -119,9 +119,8 @@ def _peers(config: Config) -> Iterator[Finding]:
 
 def _refused(config: Config, name: str, address: Address) -> list[str]:
     """The names of the classes of results that a peer would get and does not take."""
-    from pydicom.uid import UID
-
     from node.deliver.dimse import ask_storage
+    from node.dicom.uid import name_uid
     from node.report.kinds import storage_classes
 
     peer = config.peers[name]
@@ -131,7 +130,7 @@ def _refused(config: Config, name: str, address: Address) -> list[str]:
     wanted = storage_classes(kinds, peer.seg)
     if not wanted:
         return []
-    return [UID(each).name for each, syntaxes in ask_storage(address, wanted).items() if not syntaxes]
+    return [name_uid(each) for each, syntaxes in ask_storage(address, wanted).items() if not syntaxes]
 
 
 def _ports(config: Config) -> Iterator[Finding]:

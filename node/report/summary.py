@@ -9,7 +9,7 @@ from node.report.capture import capture
 from node.report.findings import Findings
 from node.report.kinds import Kind
 from node.report.layout import render_negative_page, render_page
-from node.report.negative import NoResult
+from node.report.negative import NoResult, describe_no_result
 from node.report.subject import Origin
 
 
@@ -45,5 +45,6 @@ def make_negative_summary(origin: Origin, state: NoResult, sentence: str) -> Dat
         uid=origin.uid("summary", "no result", state, sentence),
         series_uid=origin.uid("summary", "no result", state, sentence, "series"),
         refs=[SliceRef(str(source.SOPClassUID), str(source.SOPInstanceUID)) for source in images],
-        derivation=f"{origin.model_name} {origin.model_version} gave no result: {state}",
+        derivation=f"{origin.model} gave no result: {state}",
+        description=describe_no_result(origin, state, Kind.SUMMARY),
     )
