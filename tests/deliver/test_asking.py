@@ -46,7 +46,7 @@ routes: [{{name: all, when: {{}}, run: [lungs], send_to: [old], results: [seg, s
         assert main(["check", "--json", "--config", str(file)]) == 1
     found = [finding["says"] for finding in json.loads(capsys.readouterr().out) if finding["what"] == "peer old"]
     assert found[1:] == [
-        "does not accept Label Map Segmentation Storage, which a route sends: enable that SOP class there"
+        "does not accept Label Map Segmentation Storage, which a route sends it: enable that SOP class there"
     ]
 
 
