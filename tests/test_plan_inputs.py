@@ -16,7 +16,7 @@ from node.dicom.naming import name_plan
 from node.errors import InputRefused
 from node.infer.manifest import Input
 from node.infer.package import Package
-from node.queue import job_key
+from node.queue.jobs import job_key
 from node.route import decide
 from node.work import plan_inputs
 from tests.dicom.multiframe import write_multiframe

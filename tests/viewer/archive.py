@@ -21,7 +21,7 @@ from node.dicom.volume import Volume
 from node.infer.model import open_model
 from node.infer.package import load_package
 from node.infer.results import Boxes
-from node.queue import job_key
+from node.queue.jobs import job_key
 from node.report.findings import measure
 from node.report.kinds import SegForm
 from node.report.results import Result, make_results
