@@ -36,9 +36,7 @@ def make_negative(origin: Origin, state: NoResult, sentence: str) -> Dataset:
     """
     with quietly():
         groups = [_status(origin, state, sentence), *_undetermined(origin)]
-        return make_sr(
-            origin, groups, name=_name(state, sentence), description=f"AI {state}: {origin.model_name}"[:64]
-        )
+        return make_sr(origin, groups, name=_name(state, sentence), description=f"AI {state}: {origin.model_name}"[:64])
 
 
 def _name(state: NoResult, sentence: str) -> str:
