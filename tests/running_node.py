@@ -32,6 +32,7 @@ class RunningNode:
         models: Path = MODELS,
         port: int | None = None,
         web: str | None = None,
+        database: str = "sqlite",
     ):
         self.folder = folder
         self.port = port or free_port()
@@ -44,6 +45,7 @@ class RunningNode:
         self.config.write_text(
             f"""\
 node:     {{ae_title: RADNODE, host: 127.0.0.1, port: {self.port}, storage: ./var}}
+database: {database}
 peers:
   pacs:   {{ae_title: PACS, host: 127.0.0.1, port: {pacs_port}}}
   sender: {{ae_title: STORESCU, host: 127.0.0.1}}
