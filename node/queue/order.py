@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Select, bindparam, func, select
 
 from node.archive import schema
 from node.archive.records import JobState
@@ -57,21 +58,9 @@ def in_turn(lanes: Sequence[Lane], last_started: Sequence[Priority], now: float)
 
 def waiting_lanes(connection: Connection, now: float) -> list[Lane]:
     """The lanes in which a job waits that may start now."""
-    jobs, other, head = schema.jobs.c, schema.jobs.alias("other"), schema.jobs.alias("head")
-    queued = jobs.state == JobState.QUEUED
-    # From one name to the next by the index `jobs_waiting`; DISTINCT would read all that waits.
-    names = select(func.min(jobs.lane).label("lane")).where(queued).cte("lanes", recursive=True)
-    following = select(func.min(jobs.lane)).where(queued, jobs.lane > names.c.lane).scalar_subquery()
-    names = names.union_all(select(following).where(names.c.lane.is_not(None)))
-    due = select(jobs.id).where(queued, jobs.lane == names.c.lane, jobs.not_before <= now)
-    first = due.order_by(jobs.queued_at, jobs.id).limit(1).scalar_subquery()
-    heads = select(first.label("id")).select_from(names).where(names.c.lane.is_not(None)).subquery("heads")
-    started = select(func.max(other.c.started_at)).where(other.c.source == head.c.source).scalar_subquery()
-    columns = (head.c.lane, head.c.source, head.c.model, head.c.priority, head.c.queued_at, started)
-    rows = connection.execute(select(*columns).select_from(heads.join(head, head.c.id == heads.c.id)))
     return [
         Lane(name, source, model, Priority(priority), queued_at, started_at or 0.0)
-        for name, source, model, priority, queued_at, started_at in rows
+        for name, source, model, priority, queued_at, started_at in connection.execute(_WAITING, {"now": now})
     ]
 
 
@@ -80,3 +69,21 @@ def last_started(connection: Connection) -> list[Priority]:
     jobs = schema.jobs.c
     query = select(jobs.priority).where(jobs.started_at.is_not(None)).order_by(jobs.started_at.desc())
     return [Priority(priority) for priority in connection.scalars(query.limit(STARTS - 1))]
+
+
+def _select_waiting() -> Select[Any]:
+    jobs, other, head = schema.jobs.c, schema.jobs.alias("other"), schema.jobs.alias("head")
+    queued = jobs.state == JobState.QUEUED
+    # From one name to the next by the index `jobs_waiting`; DISTINCT would read all that waits.
+    names = select(func.min(jobs.lane).label("lane")).where(queued).cte("lanes", recursive=True)
+    following = select(func.min(jobs.lane)).where(queued, jobs.lane > names.c.lane).scalar_subquery()
+    names = names.union_all(select(following).where(names.c.lane.is_not(None)))
+    due = select(jobs.id).where(queued, jobs.lane == names.c.lane, jobs.not_before <= bindparam("now"))
+    first = due.order_by(jobs.queued_at, jobs.id).limit(1).scalar_subquery()
+    heads = select(first.label("id")).select_from(names).where(names.c.lane.is_not(None)).subquery("heads")
+    started = select(func.max(other.c.started_at)).where(other.c.source == head.c.source).scalar_subquery()
+    columns = (head.c.lane, head.c.source, head.c.model, head.c.priority, head.c.queued_at, started)
+    return select(*columns).select_from(heads.join(head, head.c.id == heads.c.id))
+
+
+_WAITING = _select_waiting()  # once: to build it takes longer than to run it
