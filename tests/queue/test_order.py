@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -77,19 +78,23 @@ def study(archive: Archive, source: str) -> int:
         study_id = connection.scalar(row.returning(schema.studies.c.id)) or 0
         of_study = insert(schema.series).values(study_id=study_id, series_uid="1", instances=1)
         series_id = connection.scalar(of_study.returning(schema.series.c.id))
-        values = {"sop_instance_uid": f"1.2.{source}.1", "sop_class_uid": "1", "transfer_syntax_uid": "1"}
+        values: dict[str, Any] = {
+            "sop_instance_uid": f"1.2.{source}.1",
+            "sop_class_uid": "1",
+            "transfer_syntax_uid": "1",
+        }
         values |= {"path": source, "size": 1, "sha256": "0", "received_from": source, "received_at": 0.0}
         connection.execute(insert(schema.instances).values(series_id=series_id, **values))
     return study_id
 
 
 def queue(
-    archive: Archive, study_id: int, count: int = 1, *, first: int = 0, model: str = "lungs", **more: object
+    archive: Archive, study_id: int, count: int = 1, *, first: int = 0, model: str = "lungs", **more: Any
 ) -> None:
     new = NewJob("chest", model, "1.0", "d" * 64, {}, ("pacs",))
     with archive.database.write() as connection:
         for number in range(first, first + count):
-            job = replace(new, inputs={"image": (f"1.{study_id}.{number}",)}, **more)  # pyright: ignore[reportArgumentType]
+            job = replace(new, inputs={"image": (f"1.{study_id}.{number}",)}, **more)
             add_job(connection, study_id, f"1.2.{study_id}", 1, job, time.time())
 
 
