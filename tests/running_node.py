@@ -35,6 +35,7 @@ class RunningNode:
         pacs: str = "",
         peers: str = "",
         results: str | None = None,
+        database: str = "sqlite",
     ):
         """`pacs` is what the PACS takes, such as `, seg: auto`; `peers` are lines of further peers."""
         self.folder = folder
@@ -48,6 +49,7 @@ class RunningNode:
         self.config.write_text(
             f"""\
 node:     {{ae_title: RADNODE, host: 127.0.0.1, port: {self.port}, storage: ./var}}
+database: {database}
 peers:
   pacs:   {{ae_title: PACS, host: 127.0.0.1, port: {pacs_port}{pacs}}}
   sender: {{ae_title: STORESCU, host: 127.0.0.1}}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from node.commands.output import print_json, print_table
+from node.commands.output import local_time, print_json, print_table
 from node.config import Config, find_config, load_config
 from node.errors import ConfigError, DeliveryError, RadnodeError
 
@@ -61,9 +61,13 @@ def _storage(config: Config) -> Iterator[Finding]:
     try:
         if storage.exists():
             from node.archive.open import open_archive
+            from node.queue.pauses import list_pauses
 
-            open_archive(config).close()
+            archive = open_archive(config)
             yield Finding("database", "good", "opens, schema as expected")
+            for pause in list_pauses(archive.database):
+                yield Finding("queue", "note", f"{pause} (since {local_time(pause.since)})")
+            archive.close()
     except RadnodeError as error:
         yield Finding("database", "wrong", str(error))
 
