@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Self
 
 from sqlalchemy import Row
 
+from node.priority import Priority
+
 
 class StudyState(StrEnum):
     """Where a study stands on its way in."""
@@ -99,6 +101,7 @@ class Series(Record):
     modality: str
     description: str
     instances: int
+    last_received_at: float
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class Instance(Record):
 class Job(Record):
     """One model run on one set of series."""
 
-    _enums: ClassVar[dict[str, type[StrEnum]]] = {"state": JobState}
+    _enums: ClassVar[dict[str, type[StrEnum]]] = {"state": JobState, "priority": Priority}
 
     id: int
     key: str
@@ -136,6 +139,9 @@ class Job(Record):
     results: list[str]
     tell_no_result: bool
     untold: bool
+    priority: Priority
+    source: str  # calling AE title that sent the study
+    deadline_s: float | None
     state: JobState
     reason: str
     measurements: list[dict[str, Any]]
@@ -145,6 +151,8 @@ class Job(Record):
     lease_until: float | None
     not_before: float
     created_at: float
+    queued_at: float  # made, or queued again by a person or a route
+    deadline_at: float | None
     started_at: float | None
     finished_at: float | None
 

@@ -63,6 +63,7 @@ series = Table(
     Column("modality", String(16), nullable=False, default=""),
     Column("description", Text, nullable=False, default=""),
     Column("instances", Integer, nullable=False, default=0),
+    Column("last_received_at", Double, nullable=False, server_default="0"),
     UniqueConstraint("study_id", "series_uid"),
 )
 
@@ -97,6 +98,10 @@ jobs = Table(
     Column("results", JSON, nullable=False, server_default='["seg", "sr"]'),  # kinds, see node.report.kinds
     Column("tell_no_result", Boolean, nullable=False, server_default=true()),  # whether the peers hear of a failure
     Column("untold", Boolean, nullable=False, server_default=false()),  # ended without a result; the peers must hear
+    Column("priority", String(16), nullable=False, server_default="routine"),  # see node.priority
+    Column("source", Text, nullable=False, server_default=""),  # calling AE title that sent the study
+    Column("lane", Text, nullable=False, server_default=""),  # source, model and priority, see node.queue.order
+    Column("deadline_s", Double),  # its route's deadline in seconds; None: it may take any time
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False, default=""),
     Column("measurements", JSON, nullable=False, default=list),  # rows for people; the SR is the record
@@ -106,9 +111,15 @@ jobs = Table(
     Column("lease_until", Double),
     Column("not_before", Double, nullable=False, default=0.0),
     Column("created_at", Double, nullable=False),
-    Column("started_at", Double),
+    Column("queued_at", Double, nullable=False, server_default="0"),  # made, or queued again by a person or a route
+    Column("deadline_at", Double),  # `deadline_s` after `queued_at`
+    Column("started_at", Double),  # of its last attempt
     Column("finished_at", Double),
-    Index("jobs_by_state", "state", "not_before"),
+    # The next of a lane, and which lanes there are, without reading the others (`node.queue.order`).
+    Index("jobs_waiting", "state", "lane", "queued_at", "id"),
+    Index("jobs_by_source", "source", "started_at"),
+    Index("jobs_by_start", "started_at"),
+    Index("jobs_by_deadline", "state", "deadline_at"),
     Index("jobs_untold", "untold", "finished_at"),
 )
 
@@ -147,6 +158,17 @@ deliveries = Table(
     UniqueConstraint("result_id", "peer"),
     Index("deliveries_by_state", "peer", "state", "not_before"),
     Index("deliveries_uncommitted", "peer", "commitment_due_at"),
+)
+
+# What a person holds: jobs of a model, or workers, start nothing new while a row stands here.
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("kind", String(16), primary_key=True),  # model, workers
+    Column("name", String(255), primary_key=True),  # of the model; of the workers' host, empty for every host
+    Column("reason", Text, nullable=False, server_default=""),  # of the person who did it
+    Column("actor", Text, nullable=False),
+    Column("since", Double, nullable=False),
 )
 
 # What a peer accepted when it was asked, object class by object class.

@@ -22,9 +22,12 @@ from node.commands.story import (
 )
 from node.config import find_config, load_config
 from node.deliver import outbox
+from node.errors import InputRefused
 from node.queue.jobs import cancel_job as cancel
 from node.queue.jobs import list_jobs as jobs_of
+from node.queue.jobs import prioritise_job as prioritise
 from node.queue.jobs import requeue_job
+from node.queue.pauses import Pause, list_pauses
 
 ACTOR = "command line"
 _MOST_ROWS = 1000  # jobs and deliveries of one study
@@ -100,8 +103,10 @@ def list_jobs(options: Namespace) -> None:
     """Jobs with state and reason."""
     archive = _open(options)
     study_id = archive.study(options.study).id if options.study else None
-    rows = [_job_row(job, uid) for job, uid in jobs_of(archive.database, study_id=study_id, limit=options.limit)]
-    columns = ["job", "study", "model", "route", "state", "attempts", "created", "took", "reason"]
+    found = jobs_of(archive.database, study_id=study_id, limit=options.limit)
+    pauses = list_pauses(archive.database)
+    rows = [_job_row(job, uid) | {"reason": _why_waiting(job, pauses)} for job, uid in found]
+    columns = ["job", "study", "model", "route", "priority", "state", "attempts", "created", "took", "reason"]
     print_json(rows) if options.json else print_table(rows, columns, empty="no jobs yet")
 
 
@@ -111,10 +116,28 @@ def retry_job(options: Namespace) -> None:
     print(f"job {job.id} is {job.state.value}")
 
 
-def cancel_job(options: Namespace) -> None:
-    """Cancel a job."""
-    job = cancel(_open(options).database, options.job, ACTOR)
-    print(f"job {job.id} is {job.state.value}")
+def cancel_jobs(options: Namespace) -> None:
+    """Cancel jobs, by number or all open ones of a study or model."""
+    archive = _open(options)
+    wanted = list(options.jobs)
+    if options.study or options.model:
+        study_id = archive.study(options.study).id if options.study else None
+        is_open = (JobState.QUEUED, JobState.RUNNING)
+        found = jobs_of(archive.database, study_id=study_id, model=options.model, states=is_open, limit=None)
+        wanted += [job.id for job, _ in found if job.id not in wanted]
+        if not wanted:
+            print("no job waits or runs there")
+    elif not wanted:
+        raise InputRefused("say which jobs: their numbers, --study UID or --model NAME")
+    for number in wanted:
+        job = cancel(archive.database, number, ACTOR)
+        print(f"job {job.id} is {job.state.value}")
+
+
+def prioritise_job(options: Namespace) -> None:
+    """Make a job more or less urgent."""
+    job = prioritise(_open(options).database, options.job, options.priority, ACTOR)
+    print(f"job {job.id} is {job.priority.value}, and {job.state.value}")
 
 
 def list_deliveries(options: Namespace) -> None:
@@ -175,6 +198,12 @@ def _open(options: Namespace) -> Archive:
     return open_archive(load_config(find_config(options.config)))
 
 
+def _why_waiting(job: Job, pauses: list[Pause]) -> str:
+    """A job's reason; of one that waits also who holds it."""
+    held = [str(pause) for pause in pauses if job.state is JobState.QUEUED and pause.holds(job)]
+    return "; ".join(part for part in (*held, job.reason) if part)
+
+
 def _job_row(job: Job, study_uid: str) -> dict[str, Any]:
     now = time.time()
     end = job.finished_at if job.finished_at else now
@@ -184,6 +213,8 @@ def _job_row(job: Job, study_uid: str) -> dict[str, Any]:
         "study": study_uid,
         "model": f"{job.model} {job.model_version}".strip(),
         "route": job.route,
+        "priority": job.priority.value,
+        "source": job.source,
         "state": job.state.value,
         "attempts": job.attempts,
         "created": local_time(job.created_at),

@@ -25,6 +25,7 @@ from pynetdicom.sop_class import (
 from node.association import ANSWER_TIMEOUT_S, LITTLE_ENDIAN, Address, Connection
 from node.dicom.commitment import WELL_KNOWN_INSTANCE, Request, request_of
 from node.dicom.encode import candidates, compress
+from node.dicom.uid import name_uid
 from node.errors import DeliveryError
 
 _ACTION_REQUEST = 1  # Action Type ID "Request Storage Commitment"
@@ -174,9 +175,11 @@ class StoreSession:
         sop_class, syntax = meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID
         accepted = {c.transfer_syntax[0] for c in self._association.accepted_contexts if c.abstract_syntax == sop_class}
         if not accepted:
-            raise DeliveryError(f"{self._address} does not accept {sop_class.name}: enable that SOP class at the peer")
+            raise DeliveryError(
+                f"{self._address} does not accept {name_uid(sop_class)}: enable that SOP class at the peer"
+            )
         if syntax not in accepted and syntax not in LITTLE_ENDIAN:
-            raise DeliveryError(f"{self._address} does not accept {sop_class.name} as {syntax.name}")
+            raise DeliveryError(f"{self._address} does not accept {name_uid(sop_class)} as {syntax.name}")
         try:
             answer = self._store(file, syntax, accepted)
         except (RuntimeError, ValueError, AttributeError) as error:

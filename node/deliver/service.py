@@ -12,7 +12,6 @@ from pathlib import Path
 
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import UID
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.archive.commitments import Commitments
@@ -21,8 +20,9 @@ from node.archive.peer_storage import note_accepted
 from node.archive.store import Archive
 from node.deliver.commitments import ask_due, report_due
 from node.deliver.dimse import StoreSession, ask_storage
-from node.deliver.outbox import Parcel, due_parcels, mark_delivered, mark_undelivered
+from node.deliver.outbox import Parcel, due_parcels, is_owed, mark_delivered, mark_undelivered
 from node.deliver.peers import Destination
+from node.dicom.uid import name_uid
 from node.errors import DeliveryError
 
 _log = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ def deliver_due(database: Database, storage: Path, name: str, peer: Destination,
             for parcel in sendable:
                 if stop.is_set():
                     break
+                if not is_owed(database, parcel):  # withdrawn since this round began
+                    continue
                 try:
                     remark = session.send(parcel.file(storage))
                 except DeliveryError as error:
@@ -124,7 +126,7 @@ def _ask(database: Database, name: str, peer: Destination) -> bool:
         return False
     note_accepted(database, name, accepted)
     _log.info(
-        "%s takes %s", name, ", ".join(f"{UID(each).name}: {'yes' if its else 'no'}" for each, its in accepted.items())
+        "%s takes %s", name, ", ".join(f"{name_uid(each)}: {'yes' if its else 'no'}" for each, its in accepted.items())
     )
     return True
 
