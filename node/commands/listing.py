@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -66,7 +67,8 @@ def show_study(options: Namespace) -> None:
     series = [asdict(one) for one in archive.series(study.id)]
     found = jobs_of(archive.database, study_id=study.id, limit=_MOST_ROWS)
     parcels = outbox.list_parcels(archive.database, study_id=study.id, limit=_MOST_ROWS)
-    jobs = [_job_row(job, uid) for job, uid in found]
+    pauses = list_pauses(archive.database)
+    jobs = [_job_row(job, uid, pauses) for job, uid in found]
     deliveries = [_delivery_row(parcel) for parcel in parcels]
     begin, left_out, end = archive.some_events(study.study_uid, options.events)
     events = [asdict(line) for line in (*begin, *end)]
@@ -105,7 +107,7 @@ def list_jobs(options: Namespace) -> None:
     study_id = archive.study(options.study).id if options.study else None
     found = jobs_of(archive.database, study_id=study_id, limit=options.limit)
     pauses = list_pauses(archive.database)
-    rows = [_job_row(job, uid) | {"reason": _why_waiting(job, pauses)} for job, uid in found]
+    rows = [_job_row(job, uid, pauses) for job, uid in found]
     columns = ["job", "study", "model", "route", "priority", "state", "attempts", "created", "took", "reason"]
     print_json(rows) if options.json else print_table(rows, columns, empty="no jobs yet")
 
@@ -198,13 +200,7 @@ def _open(options: Namespace) -> Archive:
     return open_archive(load_config(find_config(options.config)))
 
 
-def _why_waiting(job: Job, pauses: list[Pause]) -> str:
-    """A job's reason; of one that waits also who holds it."""
-    held = [str(pause) for pause in pauses if job.state is JobState.QUEUED and pause.holds(job)]
-    return "; ".join(part for part in (*held, job.reason) if part)
-
-
-def _job_row(job: Job, study_uid: str) -> dict[str, Any]:
+def _job_row(job: Job, study_uid: str, pauses: Sequence[Pause]) -> dict[str, Any]:
     now = time.time()
     end = job.finished_at if job.finished_at else now
     took = end - job.started_at if job.started_at and job.state is not JobState.QUEUED else None
@@ -219,10 +215,10 @@ def _job_row(job: Job, study_uid: str) -> dict[str, Any]:
         "attempts": job.attempts,
         "created": local_time(job.created_at),
         "took": duration(took),
-        "waited_s": None if job.started_at is None else job.started_at - job.created_at,
+        "waited_s": None if job.started_at is None else job.started_at - job.queued_at,
         "running_s": took,
         "stages_s": job.seconds,
-        "reason": explain_job(job, now),
+        "reason": explain_job(job, now, pauses),
         "measurements": job.measurements,
     }
 

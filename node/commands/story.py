@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from node.archive.records import CommitmentState, Delivery, DeliveryState, Job, JobState, Study, StudyState
 from node.commands.output import duration
+from node.queue.pauses import Pause
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Durations:
 
     receiving_s: float | None  # first to last image
     quiet_s: float | None  # last image to the decision that the study is complete
-    waiting_s: float | None  # a job made to its (last) attempt started
+    waiting_s: float | None  # a job queued to its (last) attempt started
     running_s: float | None  # that attempt
     stages_s: dict[str, float]  # read, infer and so on, of the job that ran longest
     delivering_s: float | None  # a result made to Success at its peer
@@ -56,7 +57,7 @@ def measure(study: Study, jobs: Sequence[Job], deliveries: Sequence[Delivery]) -
     return Durations(
         receiving_s=study.last_received_at - study.first_received_at,
         quiet_s=None if completed is None else max(completed - study.last_received_at, 0.0),
-        waiting_s=_longest(job.started_at - job.created_at for job in current if job.started_at is not None),
+        waiting_s=_longest(job.started_at - job.queued_at for job in current if job.started_at is not None),
         running_s=None if longest is None else _running_s(longest),
         stages_s={} if longest is None else dict(longest.seconds),
         delivering_s=_longest(delivering_s(one) for one in deliveries),
@@ -85,12 +86,15 @@ def explain_receiving(study: Study, quiet_s: float, now: float) -> str:
     return f"the last of {study.instances} instances came {duration(silent_s)} ago; complete after {duration(quiet_s)}"
 
 
-def explain_job(job: Job, now: float) -> str:
-    """Why a job is in its state, and what comes next."""
+def explain_job(job: Job, now: float, pauses: Sequence[Pause] = ()) -> str:
+    """Why a job is in its state, who holds it, and what comes next."""
     if job.state is JobState.QUEUED:
+        held = [str(pause) for pause in pauses if pause.holds(job)]
+        if held:
+            return "; ".join(part for part in (*held, job.reason) if part)
         if job.not_before > now:
             return f"{job.reason}; next attempt in {duration(job.not_before - now)}".removeprefix("; ")
-        since = duration(now - max(job.created_at, job.not_before))
+        since = duration(now - max(job.queued_at, job.not_before))
         return f"{job.reason}; waits for a worker since {since}".removeprefix("; ")
     if job.state is JobState.RUNNING:
         ran = duration(now - (job.started_at or now))

@@ -20,11 +20,13 @@ from node.commands.story import (
     explain_receiving,
     measure,
 )
+from node.priority import Priority
 
 STUDY = Study(1, "1.2.3", "", "A1", "", "", StudyState.ROUTED, "", 2, 64, 100.0, 160.0, 190.0)
 JOB = Job(
     id=1, key="k", study_id=1, study_revision=2, route="r", model="lungs", model_version="1", model_digest="d",
-    inputs={}, send_to=["pacs"], results=["seg"], tell_no_result=True, untold=False, state=JobState.DONE, reason="made",
+    inputs={}, send_to=["pacs"], results=["seg"], tell_no_result=True, untold=False, priority=Priority.ROUTINE,
+    source="SCANNER", deadline_s=None, queued_at=190.0, deadline_at=None, state=JobState.DONE, reason="made",
     measurements=[], seconds={"read": 1.0, "infer": 6.0}, attempts=1, lease_owner=None, lease_until=None,
     not_before=0.0, created_at=190.0, started_at=195.0, finished_at=205.0,
 )  # fmt: skip

@@ -153,8 +153,8 @@ def test_a_round_leaves_out_what_is_withdrawn_meanwhile(
     peer = Destination(Address(orthanc.ae_title, "127.0.0.1", orthanc.port, "RADNODE"))
     mark_delivered = outbox.mark_delivered
 
-    def mark_and_withdraw(*arguments) -> None:
-        mark_delivered(*arguments)
+    def mark_and_withdraw(*arguments, **named) -> None:
+        mark_delivered(*arguments, **named)
         take_back(archive, "pacs")
 
     monkeypatch.setattr("node.deliver.service.mark_delivered", mark_and_withdraw)
