@@ -1,7 +1,12 @@
 """When a study is complete, and the life of the scheduling process: completion, routing, lost leases, retention.
 
 DICOM gives no sign that a study is complete: PS3.4 B.4 gives no meaning to the end of an association or to the order of
-instances. A quiet period decides, and a late instance reopens the study as a new revision.
+instances. The sender's own count decides where it can be asked (`node.sender_count`), else a quiet period; a late
+instance reopens the study as a new revision.
+
+A route may have a shorter quiet period than the study, and may start on the series that are here while others still
+come. Its jobs are then made early by the same rules, and the decision over the whole study makes the same jobs (which
+are then known by their keys), or better ones, whose results replace those.
 """
 
 from __future__ import annotations
@@ -9,18 +14,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.archive import schema
 from node.archive.records import Study, StudyState
 from node.archive.store import Archive
-from node.config import Config
+from node.config import Config, Route
 from node.errors import RadnodeError
 from node.infer.shelf import PackageShelf
-from node.queue.leases import recover_lost_jobs
-from node.route import route_study
+from node.queue.leases import fail_overdue, recover_lost_jobs
+from node.route import LookUp, route_study, start_early
+from node.sender_count import SenderCounts
 from node.wake import Room, ring
 
 _log = logging.getLogger(__name__)
@@ -35,16 +44,26 @@ def schedule_until(stop: threading.Event, archive: Archive, config: Config) -> N
     set.
     """
     shelf = PackageShelf(config.models.paths, config.models.trusted)
+    counts = SenderCounts(archive, config)
+    listening_since = time.time()
+    early = EarlyStarts(config.routes, config.complete.quiet_s, listening_since)
     next_recovery = next_retention = 0.0
     while not stop.is_set():
         now = time.monotonic()
         try:
-            for study in complete_studies(archive, config.complete.quiet_s):
+            for study in complete_studies(archive, config.complete.quiet_s, listening_since):
+                if not counts.holds_back(study):
+                    _route(archive, study, config, shelf)
+            for study in counts.all_here():
                 _route(archive, study, config, shelf)
+            for study, new in early.start(archive, shelf.look_up):
+                _log.info("study %s: %d jobs before it is complete", study.study_uid, new)
             if now >= next_recovery:
                 next_recovery = now + RECOVER_EVERY_S
                 for job in recover_lost_jobs(archive.database):
                     _log.warning("job %d: its worker is gone, it was given back", job.id)
+                for job in fail_overdue(archive.database):
+                    _log.error("job %d failed: its deadline has passed", job.id)
             if now >= next_retention:
                 next_retention = now + RETENTION_EVERY_S
                 for study_uid in archive.forget_finished(time.time() - config.keep.studies_s):
@@ -53,18 +72,98 @@ def schedule_until(stop: threading.Event, archive: Archive, config: Config) -> N
             _log.error("schedule: database: %s", type(error).__name__)
             stop.wait(2.0)
         stop.wait(POLL_S)
+    counts.close()
 
 
-def complete_studies(archive: Archive, quiet_s: float) -> list[Study]:
-    """Studies that received nothing for `quiet_s` seconds and wait to be routed, the longest waiting first."""
+def complete_studies(archive: Archive, quiet_s: float, listening_since: float = 0.0) -> list[Study]:
+    """Studies that received nothing for `quiet_s` seconds and wait to be routed, the longest waiting first.
+
+    Silence counts from `listening_since` on: while the node was down nobody could send. This is the one place that
+    says when a study is complete.
+    """
+    now = time.time()
+    if now - listening_since < quiet_s:
+        return []
     columns = schema.studies.c
     query = (
         select(schema.studies)
-        .where(columns.state == StudyState.RECEIVING, columns.last_received_at <= time.time() - quiet_s)
+        .where(columns.state == StudyState.RECEIVING, columns.last_received_at <= now - quiet_s)
         .order_by(columns.last_received_at)
     )
     with archive.database.read() as connection:
         return [Study.from_row(row) for row in connection.execute(query)]
+
+
+class EarlyStarts:
+    """Jobs of routes that do not wait for the whole study.
+
+    What was decided is remembered by what was here then, so that a study is looked at again only when more of it is
+    quiet. A scheduler that starts anew looks once more, and finds the same jobs there.
+    """
+
+    def __init__(self, routes: Sequence[Route], quiet_s: float, listening_since: float = 0.0):
+        """`quiet_s` is that of the study, for routes without their own; silence counts from `listening_since` on."""
+        self._routes = [route for route in routes if route.start == "series" or (route.quiet_s or quiet_s) < quiet_s]
+        self._quiet_s = quiet_s
+        self._listening_since = listening_since
+        self._decided: dict[int, dict[str, dict[str, int]]] = {}  # by study and route: series and their instances
+
+    def start(self, archive: Archive, look_up: LookUp) -> list[tuple[Study, int]]:
+        """Queue the jobs that may start now; the studies of which some were new, and how many."""
+        now = time.time()
+        started: list[tuple[Study, int]] = []
+        if not self._routes:
+            return started
+        receiving = _receiving(archive)
+        self._decided = {study_id: self._decided.get(study_id, {}) for study_id in receiving}
+        for study_id, (study, series) in receiving.items():
+            for here, routes in self._due(study_id, series, now):
+                try:
+                    new = start_early(archive, study, here, routes, look_up)
+                except RadnodeError as error:  # the decision over the whole study says what is to be done
+                    _log.warning("study %s: no early start: %s", study.study_uid, error)
+                    new = []
+                except SQLAlchemyError:
+                    raise
+                except Exception:  # one strange study must not stop the others
+                    _log.exception("study %s: no early start", study.study_uid)
+                    new = []
+                if new is not None:
+                    self._decided[study_id] |= {route.name: here for route in routes}
+                    started += [(study, len(new))] if new else []
+        return started
+
+    def _due(self, study_id: int, series: Sequence[Row[Any]], now: float) -> list[tuple[dict[str, int], list[Route]]]:
+        """Which routes may look at which series: each set with the routes that see it for the first time."""
+        together: dict[frozenset[tuple[str, int]], list[Route]] = defaultdict(list)
+        for route in self._routes:
+            here = self._quiet_series(route, series, now)
+            if here and self._decided[study_id].get(route.name) != here:
+                together[frozenset(here.items())].append(route)
+        return [(dict(here), routes) for here, routes in together.items()]
+
+    def _quiet_series(self, route: Route, series: Sequence[Row[Any]], now: float) -> dict[str, int]:
+        since = now - (route.quiet_s or self._quiet_s)
+        if self._listening_since > since:
+            return {}
+        quiet = {one.series_uid: one.instances for one in series if one.last_received_at <= since}
+        return quiet if route.start == "series" or len(quiet) == len(series) else {}
+
+
+def _receiving(archive: Archive) -> Mapping[int, tuple[Study, list[Row[Any]]]]:
+    """The studies that are being received, each with its series."""
+    series = schema.series.c
+    query = select(schema.studies).where(schema.studies.c.state == StudyState.RECEIVING)
+    columns = (series.study_id, series.series_uid, series.instances, series.last_received_at)
+    theirs = select(*columns).join(schema.studies).where(schema.studies.c.state == StudyState.RECEIVING)
+    found: dict[int, tuple[Study, list[Row[Any]]]] = {}
+    with archive.database.read() as connection:
+        for row in connection.execute(query):
+            found[row.id] = (Study.from_row(row), [])
+        for row in connection.execute(theirs.order_by(series.id)):
+            if row.study_id in found:
+                found[row.study_id][1].append(row)
+    return found
 
 
 def _route(archive: Archive, study: Study, config: Config, shelf: PackageShelf) -> None:

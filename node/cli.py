@@ -17,6 +17,7 @@ from typing import ClassVar
 from node import __version__
 from node.commands.plan_options import add_options as add_plan_options
 from node.errors import RadnodeError
+from node.priority import Priority
 from node.report.kinds import Kind, SegForm
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG_USE = 0, 1, 2
@@ -85,6 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
     _limit(command)
     command = _command(noun, "show", "listing:show_study", "the whole story of one study")
     command.add_argument("study", metavar="UID")
+    command.add_argument(
+        "--events", type=_count, default=200, metavar="N", help="at most so many lines of the story (default 200)"
+    )
     _config(command)
     _json(command)
 
@@ -94,10 +98,20 @@ def build_parser() -> argparse.ArgumentParser:
     _config(command)
     _json(command)
     _limit(command)
-    for name, what in (("retry", "queue a finished job again"), ("cancel", "cancel a waiting or running job")):
-        command = _command(noun, name, f"listing:{name}_job", what)
-        command.add_argument("job", type=int, metavar="JOB")
-        _config(command)
+    command = _command(noun, "retry", "listing:retry_job", "queue a finished job again")
+    command.add_argument("job", type=int, metavar="JOB")
+    _config(command)
+    command = _command(noun, "cancel", "listing:cancel_jobs", "cancel waiting and running jobs")
+    command.add_argument("jobs", type=int, nargs="*", metavar="JOB")
+    command.add_argument("--study", metavar="UID", help="all that wait or run of this study")
+    command.add_argument("--model", metavar="NAME", help="all that wait or run of this model")
+    _config(command)
+    command = _command(noun, "prioritise", "listing:prioritise_job", "make a job more or less urgent")
+    command.add_argument("job", type=int, metavar="JOB")
+    command.add_argument(
+        "priority", type=Priority, choices=list(Priority), metavar="PRIORITY", help=", ".join(Priority)
+    )
+    _config(command)
 
     command = _command(
         noun,
@@ -129,6 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
     _config(command)
 
     _add_models(_noun(commands, "models", "model packages"))
+    _add_workers(_noun(commands, "workers", "the processes that run models"))
 
     noun = _noun(commands, "route", "routing rules")
     command = _command(noun, "explain", "route:explain", "why each series of a study did or did not match")
@@ -217,6 +232,13 @@ def _add_models(noun: argparse._SubParsersAction) -> None:
         command = _command(noun, name, f"models:{name}_model", what)
         command.add_argument("name", metavar="MODEL")
         _config(command)
+    command = _command(noun, "pause", "pausing:pause_model", "start no further job of a model; what runs is finished")
+    command.add_argument("name", metavar="MODEL")
+    _reason(command)
+    _config(command)
+    command = _command(noun, "resume", "pausing:resume_model", "let the jobs of a paused model go on")
+    command.add_argument("name", metavar="MODEL")
+    _config(command)
     command = _command(noun, "bench", "models_bench:bench", "time and memory of each stage, on a study of yours")
     command.add_argument("name", metavar="MODEL", help="name of a package, or its folder")
     command.add_argument("path", type=Path, metavar="PATH", help="the folder of one study")
@@ -224,6 +246,24 @@ def _add_models(noun: argparse._SubParsersAction) -> None:
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     _config(command)
     _json(command)
+
+
+def _add_workers(noun: argparse._SubParsersAction) -> None:
+    command = _command(noun, "pause", "pausing:pause_workers", "start no further job at all; what runs is finished")
+    _host(command)
+    _reason(command)
+    _config(command)
+    command = _command(noun, "resume", "pausing:resume_workers", "let paused workers go on")
+    _host(command)
+    _config(command)
+
+
+def _host(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--host", default="", metavar="HOST", help="only the workers of this host (default: all)")
+
+
+def _reason(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--reason", default="", metavar="TEXT", help="for people; shown with the jobs that wait")
 
 
 def _kinds(text: str) -> tuple[Kind, ...]:
@@ -264,6 +304,12 @@ def _limit(command: argparse.ArgumentParser) -> None:
     command.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many rows (default 50)")
 
 
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 4:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines, 4 or more")
+    return int(text)
+
+
 class _Line(logging.Formatter):
     """Plain lines; under systemd with the priority that the journal understands (sd-daemon(3)) and without a second
     clock.
@@ -290,6 +336,7 @@ def _set_up_logging(*, verbose: bool) -> None:
     # These write element values, and so patient data, into their messages.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+    logging.getLogger("highdicom").setLevel(logging.CRITICAL)
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # what stops a bundle is told by our own error
     warnings.simplefilter("ignore")
 

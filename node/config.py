@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Valida
 from node.dicom.conditions import When
 from node.dicom.identity import is_uid
 from node.errors import ConfigError, Problem
+from node.priority import Priority
 from node.report.house import BANNER, DESCRIPTION, House, Language
 from node.report.kinds import Kind
 from node.yamlfile import Location, Number, Section, WholeNumber, listing_of, load_yaml, mapping_of, one_or_list
@@ -257,10 +258,13 @@ class Peer(Section):
     maximum_associations: WholeNumber | None = Field(default=None, ge=1, le=1000)  # at once; None: as all together
     maximum_rate: Number | None = Field(default=None, gt=0)  # instances per second; a faster one is slowed down
     sop_classes: tuple[StorageClass, ...] | None = Field(default=None, min_length=1)  # UIDs; None: what the node takes
+    # What it is asked as a source: how many instances its studies have (C-FIND), before they count as complete.
+    query: bool = Field(default=False, strict=True)
     # What it gets as a destination.
     results: tuple[Kind, ...] | None = Field(default=None, min_length=1)  # None: whatever its routes make
     seg: Literal["auto", "binary", "labelmap", "fractional"] = "binary"  # auto: labelmap where it accepts that class
     compression: Literal["none", "lossless"] = "none"  # lossless: in the best lossless syntax that it accepts
+    commitment: bool = Field(default=False, strict=True)  # it is asked to answer for what it got (PS3.4 J)
 
 
 class Tls(Section):
@@ -293,6 +297,8 @@ class Complete(Section):
     """When a study counts as complete."""
 
     quiet_s: Duration = Field(default=30.0, alias="quiet")  # nothing arrived for so long
+    # Nothing arrived for so long although the sender says that it has more.
+    longest_s: Duration = Field(default=600.0, alias="longest")
 
 
 class Models(Section):
@@ -301,6 +307,13 @@ class Models(Section):
     paths: Annotated[tuple[ResolvedPath, ...], BeforeValidator(one_or_list), Field(min_length=1)] = Field(alias="path")
     trusted: dict[Name, Digest] = Field(default_factory=dict)  # package name to its digest
     zoo: WebAddress = MODEL_ZOO  # the index that `radnode models add NAME` looks into
+
+
+class PriorityRule(Section):
+    """Studies of a route that are more, or less, urgent than its others."""
+
+    when: When  # conditions on the route's series
+    priority: Priority
 
 
 class Route(Section):
@@ -312,6 +325,11 @@ class Route(Section):
     send_to: tuple[Name, ...] = ()  # names of peers
     results: tuple[Kind, ...] = Field(default=(Kind.SEG, Kind.SR), min_length=1)  # what is made
     tell_no_result: bool = Field(default=True, strict=True)  # whether the peers hear of a refusal or a failure
+    priority: Priority = Priority.ROUTINE
+    priority_when: tuple[PriorityRule, ...] = ()  # the first rule that fits one of its series decides
+    deadline_s: Duration | None = Field(default=None, alias="deadline")  # from when it is queued; None: any time
+    quiet_s: Duration | None = Field(default=None, alias="quiet")  # None: as complete.quiet; never longer
+    start: Literal["study", "series"] = "study"  # series: on those that are quiet, while others still come
 
 
 class Results(Section):
@@ -420,11 +438,26 @@ def _check_references(data: object) -> Iterator[tuple[Location, str]]:
                 ("routes", number, "name"),
                 f"found {name!r} as routes[{first_route[name]}] has it; expected another name",
             )
+        quiet, complete = mapping_of(route).get("quiet"), mapping_of(config.get("complete")).get("quiet", "30s")
+        if _seconds_of(quiet) > _seconds_of(complete) > 0:
+            yield (
+                ("routes", number, "quiet"),
+                f"found {quiet!r}, longer than complete.quiet ({complete}), after which a study is complete for every "
+                "route; expected less, or a longer complete.quiet",
+            )
         for index, peer in listing_of(mapping_of(route).get("send_to")):
             location = ("routes", number, "send_to", index)
             yield from _check_peer_name(location, peer, peers)
             if mapping_of(peers.get(str(peer))) and mapping_of(peers[str(peer)]).get("port") is None:
                 yield location, f"found {peer!r}, a peer without a port; expected peers.{peer}.port, to send there"
+
+
+def _seconds_of(written: object) -> float:
+    """A duration; 0.0 for what is none, which is told at its own field."""
+    try:
+        return _parse_duration_s(written)
+    except ValueError:
+        return 0.0
 
 
 def _check_peers(peers: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
@@ -436,6 +469,12 @@ def _check_peers(peers: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
             continue
         if "/" in str(host) and mapping_of(peer).get("port") is not None:
             yield ("peers", name, "host"), f"found {str(host)!r}, a network; expected one host, as {name} has a port"
+        for field in ("query", "commitment"):
+            if mapping_of(peer).get(field) is True and mapping_of(peer).get("port") is None:
+                yield (
+                    ("peers", name, field),
+                    f"found true for a peer without a port; expected peers.{name}.port, to ask",
+                )
         first = known.setdefault((str(title).strip(), str(host).strip().lower()), name)
         if first != name:
             yield ("peers", name), f"has the same ae_title and host as {first}; expected one peer of the two"

@@ -81,6 +81,10 @@ class DeliveryError(RadnodeError):
         self.permanent = permanent
 
 
+class RetrieveError(RadnodeError):
+    """A peer cannot be asked what it holds, or its answer is none."""
+
+
 class NotFound(RadnodeError):
     """A study, job, model or peer that a command named does not exist here."""
 

@@ -29,18 +29,18 @@ from node.errors import InputRefused, RadnodeError
 from node.infer.manifest import Manifest
 from node.infer.package import Package
 from node.queue.rows import NewResult
-from node.queue.withdrawal import REJECTION, earlier_reports, results_to_withdraw, withdraw
+from node.queue.withdrawal import REJECTION, earlier_reports, replaced_job, results_to_withdraw, withdraw
 from node.report.kinds import LABELMAP_STORAGE, Kind, SegForm, Takes, Wanted, all_of
 from node.report.negative import NoResult
 from node.report.no_result import make_no_result
 from node.report.rejection import RejectionReason, make_rejection
 from node.report.results import Result
-from node.report.subject import Origin
+from node.report.subject import UNKNOWN, Origin
 
 _log = logging.getLogger(__name__)
 
 _PIECE_BYTES = 1 << 20
-_STATES = {JobState.REFUSED: NoResult.NOT_APPLICABLE}
+_NO_PACKAGE = "the model is not installed on this node, or must not be used; `radnode check` says why"
 
 
 def what_peers_take(config: Config, database: Database, peers: Sequence[str]) -> dict[str, Takes]:
@@ -87,20 +87,20 @@ def make_untold(archive: Archive, config: Config, job: Job, package: Package | N
     if not paths:
         raise InputRefused("its images are no longer in the archive")
     usable = package if package is not None and package.digest == job.model_digest else None
-    state = _STATES.get(job.state, NoResult.FAILED)
+    state, sentence = _why_none(job)
     origin = Origin(
         key=job.key,
         created=datetime.fromtimestamp(job.created_at, UTC),
         sources=tuple(read_header(paths[uid]) for uid in uids if uid in paths),
         manifest=usable.manifest if usable else _unknown_manifest(job.model),
         model_name=job.model,
-        model_version=job.model_version or "unknown",
-        model_digest=job.model_digest or "unknown",
+        model_version=job.model_version or UNKNOWN,
+        model_digest=job.model_digest or UNKNOWN,
         node_version=__version__,
         house=config.results.house,
         previous=previous_reports(archive, job),
     )
-    return keep_results(archive, job, make_no_result(origin, state, job.reason, wanted), takes)
+    return keep_results(archive, job, make_no_result(origin, state, sentence, wanted), takes)
 
 
 def withdraw_job(
@@ -129,17 +129,21 @@ def withdraw_job(
 
 def withdraw_replaced(archive: Archive, config: Config, job: Job) -> None:
     """Take back the results that this job's replace, where they are out."""
-    replaced = {result.job_id for result in earlier_reports(archive.database, job)} - {job.id}
-    for job_id in sorted(replaced):
-        comment = f"replaced by a newer result of {job.model} {job.model_version}"
-        try:
-            withdraw_job(archive, config, job_id, RejectionReason.QUALITY, comment, "work")
-        except RadnodeError as error:  # the new result stands; a person may withdraw the old one
-            _log.warning("job %d: %s", job.id, error)
+    replaced = replaced_job(archive.database, job)
+    if replaced is None:
+        return
+    comment = f"replaced by a newer result of {job.model} {job.model_version}"
+    try:
+        withdraw_job(archive, config, replaced, RejectionReason.QUALITY, comment, "work")
+    except RadnodeError as error:  # the new result stands; a person may withdraw the old one
+        _log.warning("job %d: %s", job.id, error)
 
 
 def _keep(archive: Archive, job: Job, result: Result, peers: Sequence[str]) -> NewResult:
-    relative = Path("results") / job.key[:2] / job.key / f"{result.name}.dcm"
+    # With the end of its UID: a job that fails again for another reason tells so by another object of the same name,
+    # and the first one may still be owed.
+    name = f"{result.name}-{result.sop_instance_uid[-8:]}.dcm"
+    relative = Path("results") / job.key[:2] / job.key / name
     with archive.spool_file() as spooled:
         with BufferedWriter(_Spooled(spooled), _PIECE_BYTES) as file:
             result.write(file)
@@ -165,6 +169,14 @@ class _Spooled(RawIOBase):
 
     def tell(self) -> int:
         return self._file.size
+
+
+def _why_none(job: Job) -> tuple[NoResult, str]:
+    """What the peers are told. What is wrong with a package is its administrator's matter: paths, other packages."""
+    if not job.model_digest:
+        return NoResult.FAILED, _NO_PACKAGE
+    state = NoResult.NOT_APPLICABLE if job.state is JobState.REFUSED else NoResult.FAILED
+    return state, job.reason.removeprefix(f"{state}: ")
 
 
 def _read(archive: Archive, result: StoredResult) -> Dataset | None:

@@ -26,6 +26,7 @@ from node.dicom.naming import name_plan
 from node.dicom.selection import select_input
 from node.errors import InputRefused, RadnodeError
 from node.infer.package import Package
+from node.priority import Priority
 from node.queue.jobs import NewJob, add_job, job_key, requeue_job
 
 Headers = Mapping[Path, Dataset]
@@ -97,8 +98,16 @@ def decide(headers_by_series: Mapping[str, Headers], routes: Sequence[Route], lo
                 matched.append(series_uid)
         if matched:
             wanted = {path: header for uid in matched for path, header in headers_by_series[uid].items()}
-            jobs += [_plan_job(route, name, wanted, look_up(name)) for name in route.run]
+            priority = priority_of(route, [headers_by_series[uid] for uid in matched])
+            jobs += [_plan_job(route, name, wanted, look_up(name), priority) for name in route.run]
     return Decision(tuple(jobs), tuple(verdicts))
+
+
+def priority_of(route: Route, series: Iterable[Headers]) -> Priority:
+    """How urgent a route's jobs on these series are: as the first of its rules says that fits one of them."""
+    headers = [representative_header(each.values()) for each in series]
+    fitting = (rule.priority for rule in route.priority_when if any(rule.when.matches(header) for header in headers))
+    return next(fitting, route.priority)
 
 
 def representative_header(headers: Iterable[Dataset]) -> Dataset:
@@ -144,7 +153,9 @@ def route_study(
             return None
         state = StudyState.ROUTED if decision.jobs else StudyState.UNWANTED
         reason = "" if decision.jobs else decision.reason
-        connection.execute(update(schema.studies).where(columns.id == study.id).values(state=state, reason=reason))
+        connection.execute(
+            update(schema.studies).where(columns.id == study.id).values(state=state, reason=reason, completed_at=now)
+        )
         story = f"{len(decision.jobs)} jobs wanted" if decision.jobs else f"kept, no route wants it: {reason}"
         record_event(connection, "route", study.study_uid, f"complete with {study.instances} instances; {story}")
         known = [
@@ -163,25 +174,59 @@ def route_study(
     return decision
 
 
-def _plan_job(route: Route, model: str, headers: Headers, package: Package | RadnodeError) -> NewJob:
+def start_early(
+    archive: Archive, study: Study, series: Mapping[str, int], routes: Sequence[Route], look_up: LookUp
+) -> list[NewJob] | None:
+    """Queue what `routes` want of those series of a study that are here already; None when it changed meanwhile.
+
+    `series` has their UIDs and numbers of instances. What is not applicable yet is left to the decision over the whole
+    study, and so are its state and its reason.
+    """
+    wanted = {uid: headers for uid, headers in read_headers(archive, study).items() if uid in series}
+    jobs = [new for new in decide(wanted, routes, look_up).jobs if not new.refusal]
+    now = time.time()
+    columns = schema.series.c
+    with archive.database.write() as connection:
+        state = connection.scalar(select(schema.studies.c.state).where(schema.studies.c.id == study.id))
+        here = select(columns.series_uid, columns.instances).where(columns.study_id == study.id)
+        counts = {uid: count for uid, count in connection.execute(here) if uid in series}
+        if state != StudyState.RECEIVING or counts != dict(series):
+            return None
+        return [new for new in jobs if add_job(connection, study.id, study.study_uid, study.revision, new, now)]
+
+
+def _plan_job(
+    route: Route, model: str, headers: Headers, package: Package | RadnodeError, priority: Priority
+) -> NewJob:
     kinds = [str(kind) for kind in route.results]
     everything = sorted(str(header.SOPInstanceUID) for header in headers.values())
-    if isinstance(package, RadnodeError):
-        return NewJob(
-            route.name, model, "", "", {"": everything}, route.send_to, kinds, route.tell_no_result, str(package)
-        )
+    version = digest = refusal = ""
     inputs: dict[str, list[str]] = {}
-    refusal = ""
-    assembly = assemble_volumes(headers)
-    for name, wanted in package.manifest.inputs.items():
-        try:
-            choice = select_input(assembly, wanted)
-            inputs[name] = name_plan(choice.plan)
-        except InputRefused as error:
-            refusal = str(error)
-            inputs[name] = everything
+    if isinstance(package, RadnodeError):
+        inputs[""] = everything
+        refusal = str(package)
+    else:
+        version, digest = package.version, package.digest
+        assembly = assemble_volumes(headers)
+        for name, wanted in package.manifest.inputs.items():
+            try:
+                choice = select_input(assembly, wanted)
+                inputs[name] = name_plan(choice.plan)
+            except InputRefused as error:
+                refusal = str(error)
+                inputs[name] = everything
     return NewJob(
-        route.name, model, package.version, package.digest, inputs, route.send_to, kinds, route.tell_no_result, refusal
+        route=route.name,
+        model=model,
+        model_version=version,
+        model_digest=digest,
+        inputs=inputs,
+        send_to=route.send_to,
+        results=kinds,
+        tell_no_result=route.tell_no_result,
+        refusal=refusal,
+        priority=priority,
+        deadline_s=route.deadline_s,
     )
 
 

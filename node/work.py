@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -168,7 +169,7 @@ def _run(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: Pa
     """One attempt, and its end in the queue whatever happened."""
     database = archive.database
     try:
-        package = shelf.get(job.model)
+        package = _package_of(shelf, job)
         if package.digest != job.model_digest:
             raise ModelError(
                 f"package {job.model} changed since this job was made (version {job.model_version}, now "
@@ -191,7 +192,7 @@ def _run(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: Pa
         )
         results = keep_results(archive, job, analysis.results, takes)
         rows = [row for measurement in analysis.measurements for row in measurement.rows()]
-        if finish_job(database, job, worker, results, rows, _tell(analysis)):
+        if finish_job(database, job, worker, results, rows, _tell(analysis), analysis.seconds):
             ring(archive.storage, Room.DELIVER)
             _log.info("job %d done: %s on %d instances, %s", job.id, job.model, len(wanted), _tell(analysis))
             if config.results.withdraw_replaced:
@@ -217,6 +218,15 @@ def _run(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: Pa
         _log.exception("job %d: attempt %d", job.id, job.attempts)
 
 
+def _package_of(shelf: PackageShelf, job: Job) -> Package:
+    """The job's package. A job made without one stays refused when it is queued again: there is nothing to try anew."""
+    if job.model_digest:
+        return shelf.get(job.model)
+    package = shelf.look_up(job.model)
+    why = f"model package {job.model!r} was added later: `radnode reprocess` makes a job for it"
+    raise InputRefused(str(package) if isinstance(package, RadnodeError) else why)
+
+
 def _tell_no_result(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: PackageShelf) -> None:
     """Make what tells the peers that a job gave no result; when that cannot be made, the story says why."""
     package = shelf.look_up(job.model)
@@ -238,9 +248,16 @@ def _tell_no_result(archive: Archive, config: Config, job: Job, worker: WorkerId
 
 
 def _tell(analysis: Analysis) -> str:
-    kinds = " and ".join(result.name.upper() for result in analysis.results)
+    counts = Counter(_name_series(result.name) for result in analysis.results)
+    kinds = [name.upper() + (f" ({count})" if count > 1 else "") for name, count in counts.items()]
     times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in analysis.seconds.items())
-    return " ".join([f"{kinds} made ({times})", *analysis.remarks])
+    return "; ".join([f"{' and '.join(kinds)} made ({times})", *analysis.remarks])
+
+
+def _name_series(name: str) -> str:
+    """The name that the objects of one series share: that of overlay-001 is overlay."""
+    series, _, number = name.rpartition("-")
+    return series if number.isdecimal() else name
 
 
 def _timeout_s(shelf: PackageShelf, job: Job) -> float:

@@ -32,7 +32,12 @@ class RunningNode:
         models: Path = MODELS,
         port: int | None = None,
         web: str | None = None,
+        pacs: str = "",
+        peers: str = "",
+        results: str | None = None,
+        database: str = "sqlite",
     ):
+        """`pacs` is what the PACS takes, such as `, seg: auto`; `peers` are lines of further peers."""
         self.folder = folder
         self.port = port or free_port()
         self.config = folder / "config.yaml"
@@ -44,15 +49,18 @@ class RunningNode:
         self.config.write_text(
             f"""\
 node:     {{ae_title: RADNODE, host: 127.0.0.1, port: {self.port}, storage: ./var}}
+database: {database}
 peers:
-  pacs:   {{ae_title: PACS, host: 127.0.0.1, port: {pacs_port}}}
+  pacs:   {{ae_title: PACS, host: 127.0.0.1, port: {pacs_port}{pacs}}}
   sender: {{ae_title: STORESCU, host: 127.0.0.1}}
+{peers}
 receive:  {{from: [pacs, sender]}}
 complete: {{quiet: {quiet}}}
 models:   {{path: {models}}}
 routes:   {routes}
 keep:     {{studies: 7d, free_disk: 10MB}}
 {f"web:      {web}" if web else ""}
+{f"results:  {results}" if results else ""}
 """
         )
         self.process: subprocess.Popen[bytes] | None = None
@@ -77,7 +85,7 @@ keep:     {{studies: 7d, free_disk: 10MB}}
                 text.seek(begin)
                 return b" ready: " in text.read()
 
-        wait_until(is_ready, 60, "the node is ready")
+        wait_until(is_ready, 180, "the node is ready")
 
     def stop(self, patience_s: float = 60) -> int:
         """SIGTERM; the exit code."""

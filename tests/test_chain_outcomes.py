@@ -47,7 +47,9 @@ def test_a_study_that_is_refused_is_told_to_the_pacs(node: RunningNode, pacs: Or
     assert set(reasons) == {"ct_lung_reference", "not_installed"}
     ((sop_class, report),) = results_in(pacs, study_uid).items()  # and nothing of the route that keeps silent
     assert sop_class == SR
-    assert f"not applicable: {reasons['ct_lung_reference']}" in texts_in(report)
+    assert reasons["ct_lung_reference"].startswith("not applicable: series ")
+    assert reasons["ct_lung_reference"] in texts_in(report)  # which says 'not applicable' once
+    assert report.SeriesDescription == "not applicable: AI unverified: ct_lung_reference 0.1.0"
     assert "Modality" in reasons["ct_lung_reference"]
     story = " / ".join(event["what"] for event in shown["events"])
     assert "ct_lung_reference: told as no-result" in story

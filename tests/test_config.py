@@ -239,6 +239,13 @@ MISTAKES = [
      "found 'pcas', which is not the name of a peer; expected one of pacs, ct1"),
     ("send_to: [pacs]", "send_to: [ct1]", 24, "routes[0].send_to[0]",
      "found 'ct1', a peer without a port; expected peers.ct1.port, to send there"),
+    ("send_to: [pacs]", "quiet: 2m", 24, "routes[0].quiet",
+     "found '2m', longer than complete.quiet (30s), after which a study is complete for every route; expected less, or "
+     "a longer complete.quiet"),
+    ("send_to: [pacs]", "priority: asap", 24, "routes[0].priority",
+     "found 'asap'; expected 'stat', 'urgent', 'routine' or 'background'"),
+    ("send_to: [pacs]", "priority_when: [{when: {Modallity: CT}, priority: stat}]", 24,
+     "routes[0].priority_when[0].when.Modallity", "is not a DICOM keyword; did you mean Modality?"),
     ("    send_to: [pacs]\n", "  - {name: chest CT, when: {}, run: [a]}\n", 24, "routes[1].name",
      "found 'chest CT' as routes[0] has it; expected another name"),
     ("workers: {engine: local, count: 1}", "workers: {engine: ray}", 25, "workers.engine",

@@ -220,7 +220,7 @@ class Ingest:
                     cursor, identity, now, f"late instance from {arrival.received_from}: revision {revision + 1}"
                 )
         if series_id is not None:
-            statements.count_series.run(cursor, {"id": series_id})
+            statements.count_series.run(cursor, {"id": series_id, "now": now})
             return series_id
         series = {
             "study_id": study_id,
@@ -228,6 +228,7 @@ class Ingest:
             "modality": identity.modality,
             "description": identity.series_description,
             "instances": 1,
+            "last_received_at": now,
         }
         return statements.add_series.one(cursor, series)[0]
 
@@ -245,6 +246,7 @@ class Ingest:
             "instances": 1,
             "first_received_at": now,
             "last_received_at": now,
+            "completed_at": None,
         }
         study_id = self._statements.add_study.one(cursor, study)[0]
         self._tell(cursor, identity, now, f"first instance received from {arrival.received_from}")
@@ -368,7 +370,10 @@ class _Statements:
         )
         self.add_series = _Statement(insert(series).values(_bind(series, skip=("id",))).returning(series.c.id), dialect)
         self.count_series = _Statement(
-            update(series).where(series.c.id == bindparam("id")).values(instances=series.c.instances + _ONE), dialect
+            update(series)
+            .where(series.c.id == bindparam("id"))
+            .values(instances=series.c.instances + _ONE, last_received_at=bindparam("now")),
+            dialect,
         )
         self.add_instance = _Statement(insert(instances).values(_bind(instances, skip=("id",))), dialect)
         self.add_event = _Statement(insert(schema.events).values(_bind(schema.events, skip=("id",))), dialect)

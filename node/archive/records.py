@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Self
 
 from sqlalchemy import Row
 
+from node.priority import Priority
+
 
 class StudyState(StrEnum):
     """Where a study stands on its way in."""
@@ -40,6 +42,17 @@ class DeliveryState(StrEnum):
     DELIVERED = "delivered"  # the peer answered Success (or a warning)
     FAILED = "failed"  # the peer says that it never takes this object; `deliveries retry` tries again
     WITHDRAWN = "withdrawn"  # never sent: the result was taken back before
+
+
+class CommitmentState(StrEnum):
+    """Whether a peer has taken responsibility for a delivered result (storage commitment, PS3.4 J)."""
+
+    NONE = "none"  # the peer is not asked, or the result is not delivered yet
+    DUE = "due"  # the peer is to be asked
+    ASKED = "asked"  # it was asked; its report is awaited
+    OVERDUE = "overdue"  # its report did not come in time; it is asked again, until that was often enough
+    COMMITTED = "committed"  # it answers for the result
+    REFUSED = "refused"  # it does not, although the result was sent again
 
 
 class Record:
@@ -75,6 +88,7 @@ class Study(Record):
     instances: int
     first_received_at: float
     last_received_at: float
+    completed_at: float | None
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,7 @@ class Series(Record):
     modality: str
     description: str
     instances: int
+    last_received_at: float
 
 
 @dataclass(frozen=True)
@@ -109,7 +124,7 @@ class Instance(Record):
 class Job(Record):
     """One model run on one set of series."""
 
-    _enums: ClassVar[dict[str, type[StrEnum]]] = {"state": JobState}
+    _enums: ClassVar[dict[str, type[StrEnum]]] = {"state": JobState, "priority": Priority}
 
     id: int
     key: str
@@ -124,14 +139,20 @@ class Job(Record):
     results: list[str]
     tell_no_result: bool
     untold: bool
+    priority: Priority
+    source: str  # calling AE title that sent the study
+    deadline_s: float | None
     state: JobState
     reason: str
     measurements: list[dict[str, Any]]
+    seconds: dict[str, float]
     attempts: int
     lease_owner: str | None
     lease_until: float | None
     not_before: float
     created_at: float
+    queued_at: float  # made, or queued again by a person or a route
+    deadline_at: float | None
     started_at: float | None
     finished_at: float | None
 
@@ -154,7 +175,7 @@ class StoredResult(Record):
 class Delivery(Record):
     """One result on its way to one peer."""
 
-    _enums: ClassVar[dict[str, type[StrEnum]]] = {"state": DeliveryState}
+    _enums: ClassVar[dict[str, type[StrEnum]]] = {"state": DeliveryState, "commitment": CommitmentState}
 
     id: int
     result_id: int
@@ -165,3 +186,10 @@ class Delivery(Record):
     not_before: float
     created_at: float
     delivered_at: float | None
+    commitment: CommitmentState
+    commitment_reason: str
+    commitment_due_at: float | None
+    commitment_asks: int
+    commitment_refusals: int
+    transaction_uid: str | None
+    committed_at: float | None

@@ -25,7 +25,7 @@ from sqlalchemy import (
     true,
 )
 
-REVISION = "0002"  # of the newest file in `migrations/versions`
+REVISION = "0004"  # of the newest file in `migrations/versions`
 
 metadata = MetaData()
 
@@ -50,6 +50,7 @@ studies = Table(
     Column("instances", Integer, nullable=False, default=0),
     Column("first_received_at", Double, nullable=False),
     Column("last_received_at", Double, nullable=False),
+    Column("completed_at", Double),  # when this revision was last routed as a whole
     Index("studies_by_state", "state", "last_received_at"),
 )
 
@@ -62,6 +63,7 @@ series = Table(
     Column("modality", String(16), nullable=False, default=""),
     Column("description", Text, nullable=False, default=""),
     Column("instances", Integer, nullable=False, default=0),
+    Column("last_received_at", Double, nullable=False, server_default="0"),
     UniqueConstraint("study_id", "series_uid"),
 )
 
@@ -96,17 +98,28 @@ jobs = Table(
     Column("results", JSON, nullable=False, server_default='["seg", "sr"]'),  # kinds, see node.report.kinds
     Column("tell_no_result", Boolean, nullable=False, server_default=true()),  # whether the peers hear of a failure
     Column("untold", Boolean, nullable=False, server_default=false()),  # ended without a result; the peers must hear
+    Column("priority", String(16), nullable=False, server_default="routine"),  # see node.priority
+    Column("source", Text, nullable=False, server_default=""),  # calling AE title that sent the study
+    Column("lane", Text, nullable=False, server_default=""),  # source, model and priority, see node.queue.order
+    Column("deadline_s", Double),  # its route's deadline in seconds; None: it may take any time
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False, default=""),
     Column("measurements", JSON, nullable=False, default=list),  # rows for people; the SR is the record
+    Column("seconds", JSON, nullable=False, server_default="{}"),  # stage of the last run to how long it took
     Column("attempts", Integer, nullable=False, default=0),  # counted before each attempt starts
     Column("lease_owner", Text),  # who runs it, see node.queue.WorkerId
     Column("lease_until", Double),
     Column("not_before", Double, nullable=False, default=0.0),
     Column("created_at", Double, nullable=False),
-    Column("started_at", Double),
+    Column("queued_at", Double, nullable=False, server_default="0"),  # made, or queued again by a person or a route
+    Column("deadline_at", Double),  # `deadline_s` after `queued_at`
+    Column("started_at", Double),  # of its last attempt
     Column("finished_at", Double),
-    Index("jobs_by_state", "state", "not_before"),
+    # The next of a lane, and which lanes there are, without reading the others (`node.queue.order`).
+    Index("jobs_waiting", "state", "lane", "queued_at", "id"),
+    Index("jobs_by_source", "source", "started_at"),
+    Index("jobs_by_start", "started_at"),
+    Index("jobs_by_deadline", "state", "deadline_at"),
     Index("jobs_untold", "untold", "finished_at"),
 )
 
@@ -135,8 +148,27 @@ deliveries = Table(
     Column("not_before", Double, nullable=False, default=0.0),
     Column("created_at", Double, nullable=False),
     Column("delivered_at", Double),
+    Column("commitment", String(16), nullable=False, default="none", server_default="none"),
+    Column("commitment_reason", Text, nullable=False, default="", server_default=""),
+    Column("commitment_due_at", Double),  # when the peer is asked (again); None: nothing is to be done
+    Column("commitment_asks", Integer, nullable=False, default=0, server_default="0"),  # that the peer took
+    Column("commitment_refusals", Integer, nullable=False, default=0, server_default="0"),
+    Column("transaction_uid", String(64)),  # of the last of them
+    Column("committed_at", Double),
     UniqueConstraint("result_id", "peer"),
     Index("deliveries_by_state", "peer", "state", "not_before"),
+    Index("deliveries_uncommitted", "peer", "commitment_due_at"),
+)
+
+# What a person holds: jobs of a model, or workers, start nothing new while a row stands here.
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("kind", String(16), primary_key=True),  # model, workers
+    Column("name", String(255), primary_key=True),  # of the model; of the workers' host, empty for every host
+    Column("reason", Text, nullable=False, server_default=""),  # of the person who did it
+    Column("actor", Text, nullable=False),
+    Column("since", Double, nullable=False),
 )
 
 # What a peer accepted when it was asked, object class by object class.
@@ -165,6 +197,18 @@ commitments = Table(
     Column("told_at", Double),  # None: the peer is owed a report
     UniqueConstraint("peer", "transaction_uid"),
     Index("commitments_owed", "peer", "told_at", "not_before"),
+)
+
+# What we asked peers to answer for: kept as long as an answer may come (see node.archive.asked_commitments).
+commitment_requests = Table(
+    "commitment_requests",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("peer", Text, nullable=False),  # its name in the configuration
+    Column("transaction_uid", String(64), nullable=False, unique=True),
+    Column("references", JSON, nullable=False),  # delivery, SOP class UID, SOP instance UID of each
+    Column("asked_at", Double, nullable=False),
+    Index("commitment_requests_by_age", "peer", "asked_at"),
 )
 
 # How far `node.archive.recover` has compared rows with files: one row.

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, Select, delete, func, select, update
 
 from node.archive import schema
 from node.archive.database import Database, record_event
 from node.archive.files import Digester, SpoolFile, make_folder
 from node.archive.ingest import Ingest, Outcome, study_folder
-from node.archive.records import DeliveryState, Instance, JobState, Series, Study, StudyState
+from node.archive.records import CommitmentState, DeliveryState, Instance, JobState, Series, Study, StudyState
 from node.dicom.identity import Identity
 from node.errors import ArchiveError, NotFound
 
@@ -123,12 +123,23 @@ class Archive:
 
     def events(self, study_uid: str) -> list[EventLine]:
         """The story of a study, oldest first."""
-        columns = schema.events.c
-        query = (
-            select(columns.at, columns.actor, columns.what).where(columns.study_uid == study_uid).order_by(columns.id)
-        )
         with self.database.read() as connection:
-            return [EventLine(*row) for row in connection.execute(query)]
+            return [EventLine(*row) for row in connection.execute(_story(study_uid).order_by(schema.events.c.id))]
+
+    def some_events(self, study_uid: str, limit: int) -> tuple[list[EventLine], int, list[EventLine]]:
+        """The story of a study in `limit` lines at most: its beginning, how many lines are left out, and its end."""
+        columns = schema.events.c
+        first = limit // 4
+        query = _story(study_uid)
+        with self.database.read() as connection:
+            begin = connection.execute(query.add_columns(columns.id).order_by(columns.id).limit(first)).all()
+            after = begin[-1].id if begin else -1
+            end = connection.execute(
+                query.where(columns.id > after).order_by(columns.id.desc()).limit(limit - first)
+            ).all()
+            count = select(func.count()).where(columns.study_uid == study_uid)
+            left_out = int(connection.scalar(count) or 0) - len(begin) - len(end)
+        return [EventLine(*row[:3]) for row in begin], max(left_out, 0), [EventLine(*row) for row in reversed(end)]
 
     # -- retention ---------------------------------------------------------------------------------------------------
 
@@ -160,14 +171,27 @@ class Archive:
         return forgotten
 
 
+def _story(study_uid: str) -> Select[tuple[float, str, str]]:
+    columns = schema.events.c
+    return select(columns.at, columns.actor, columns.what).where(columns.study_uid == study_uid)
+
+
 def _is_owed(connection: Connection, study_id: int) -> bool:
     is_open = schema.jobs.c.state.in_([JobState.QUEUED, JobState.RUNNING]) | schema.jobs.c.untold
     jobs = select(func.count()).where(schema.jobs.c.study_id == study_id, is_open)
     settled = [DeliveryState.DELIVERED, DeliveryState.WITHDRAWN]
+    # Where a peer may still say that it lacks a result, this is the only one. `overdue` without a time is given up.
+    awaited = [CommitmentState.DUE, CommitmentState.ASKED, CommitmentState.OVERDUE]
+    columns = schema.deliveries.c
+    is_unsettled = (
+        columns.state.not_in(settled)
+        | (columns.commitment == CommitmentState.REFUSED)
+        | (columns.commitment.in_(awaited) & columns.commitment_due_at.is_not(None))
+    )
     deliveries = (
         select(func.count())
         .select_from(schema.deliveries.join(schema.results).join(schema.jobs))
-        .where(schema.jobs.c.study_id == study_id, schema.deliveries.c.state.not_in(settled))
+        .where(schema.jobs.c.study_id == study_id, is_unsettled)
     )
     return bool(connection.scalar(jobs)) or bool(connection.scalar(deliveries))
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from node.commands.output import print_json, print_table
+from node.commands.output import local_time, print_json, print_table
 from node.config import Config, find_config, load_config
 from node.errors import ConfigError, DeliveryError, RadnodeError
 
@@ -61,9 +61,13 @@ def _storage(config: Config) -> Iterator[Finding]:
     try:
         if storage.exists():
             from node.archive.open import open_archive
+            from node.queue.pauses import list_pauses
 
-            open_archive(config).close()
+            archive = open_archive(config)
             yield Finding("database", "good", "opens, schema as expected")
+            for pause in list_pauses(archive.database):
+                yield Finding("queue", "note", f"{pause} (since {local_time(pause.since)})")
+            archive.close()
     except RadnodeError as error:
         yield Finding("database", "wrong", str(error))
 
@@ -119,9 +123,8 @@ def _peers(config: Config) -> Iterator[Finding]:
 
 def _refused(config: Config, name: str, address: Address) -> list[str]:
     """The names of the classes of results that a peer would get and does not take."""
-    from pydicom.uid import UID
-
     from node.deliver.dimse import ask_storage
+    from node.dicom.uid import name_uid
     from node.report.kinds import storage_classes
 
     peer = config.peers[name]
@@ -131,7 +134,7 @@ def _refused(config: Config, name: str, address: Address) -> list[str]:
     wanted = storage_classes(kinds, peer.seg)
     if not wanted:
         return []
-    return [UID(each).name for each, syntaxes in ask_storage(address, wanted).items() if not syntaxes]
+    return [name_uid(each) for each, syntaxes in ask_storage(address, wanted).items() if not syntaxes]
 
 
 def _ports(config: Config) -> Iterator[Finding]:

@@ -62,6 +62,7 @@ def _as_document(uid: str, decision: Decision) -> dict[str, object]:
                 "route": job.route,
                 "model": job.model,
                 "instances": sum(map(len, job.inputs.values())),
+                "priority": job.priority,
                 "refusal": job.refusal,
             }
             for job in decision.jobs
@@ -86,7 +87,7 @@ def _print(uid: str, decision: Decision) -> None:
         count = sum(map(len, job.inputs.values()))
         print(
             f"  route {job.route!r} runs {job.model}"
-            + (f": refused, {job.refusal}" if job.refusal else f" on {count} instances")
+            + (f": refused, {job.refusal}" if job.refusal else f" on {count} instances, {job.priority}")
         )
     if not decision.jobs:
         print(f"  nothing is run: {clean(decision.reason)}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from argparse import Namespace
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,9 +148,18 @@ def _tell(outcomes: list[tuple[str, dict[str, object] | RadnodeError]], package:
             print(f"\n  {remark}")
         seconds: dict[str, float] = outcome["seconds"]  # pyright: ignore[reportAssignmentType]
         print("\n  " + ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items()))
-        for file in outcome["files"]:  # pyright: ignore[reportGeneralTypeIssues]
-            print(f"  {file}")
+        for line in _shorten(outcome["files"]):  # pyright: ignore[reportArgumentType]
+            print(f"  {line}")
     return 0 if good else 1
+
+
+def _shorten(files: list[str]) -> list[str]:
+    """One line per file, and one for a numbered series such as an overlay's."""
+    lines = []
+    for _, group in groupby(files, lambda file: re.sub(r"-\d{3}(?=\.dcm$)", "", file)):
+        first, *others = group
+        lines.append(f"{first} to {Path(others[-1]).name}" if others else first)
+    return lines
 
 
 def print_measurements(rows: list[dict[str, object]]) -> None:

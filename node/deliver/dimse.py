@@ -1,11 +1,11 @@
-"""A peer spoken to as its client: C-ECHO, and C-STORE of files on one association."""
+"""A peer spoken to as its client: C-ECHO, C-STORE of files on one association, and storage commitment both ways."""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -13,25 +13,22 @@ from types import TracebackType
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, _config, build_role
-from pynetdicom.association import Association
-from pynetdicom.events import EVT_PDU_RECV, Event
-from pynetdicom.pdu import A_ASSOCIATE_RJ
-from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+from pydicom.uid import UID
+from pynetdicom import _config, build_role
+from pynetdicom.events import EVT_N_EVENT_REPORT, EVT_PDU_SENT, Event
+from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.sop_class import (
     StorageCommitmentPushModel,  # pyright: ignore[reportAttributeAccessIssue]
     Verification,  # pyright: ignore[reportAttributeAccessIssue]
 )
 
-from node.dicom.commitment import WELL_KNOWN_INSTANCE
+from node.association import ANSWER_TIMEOUT_S, LITTLE_ENDIAN, Address, Connection
+from node.dicom.commitment import WELL_KNOWN_INSTANCE, Request, request_of
 from node.dicom.encode import candidates, compress
-from node.dicom.uid import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from node.dicom.uid import name_uid
 from node.errors import DeliveryError
 
-CONNECT_TIMEOUT_S = 10.0
-ANSWER_TIMEOUT_S = 120.0  # a PACS may take its time over a large SEG
-PDU_LENGTH = 131072
+_ACTION_REQUEST = 1  # Action Type ID "Request Storage Commitment"
 _MOST_CONTEXTS = 128  # of an association: their identifiers are the odd numbers of a byte (PS3.8 9.3.2.2)
 
 # Files go out in pieces as they lie, never as one message in memory.
@@ -39,29 +36,13 @@ _config.STORE_SEND_CHUNKED_DATASET = True
 
 _log = logging.getLogger(__name__)
 
-_LITTLE_ENDIAN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-_REJECTION = {1: "rejected permanently", 2: "rejected for now"}
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a peer listens, and under which names the two speak."""
-
-    ae_title: str
-    host: str
-    port: int
-    calling_ae_title: str
-
-    def __str__(self) -> str:
-        return f"{self.ae_title} at {self.host}:{self.port}"
-
 
 def echo(address: Address) -> float:
     """C-ECHO; seconds from the request for an association to the answer. `DeliveryError` says what the peer did
     instead.
     """
     started = time.monotonic()
-    with _Connection(address, [(Verification, _LITTLE_ENDIAN)]) as association:
+    with Connection(address, [(Verification, LITTLE_ENDIAN)]) as association:
         status = association.send_c_echo()
     code = status.get("Status")
     if code != 0x0000:
@@ -77,10 +58,10 @@ def ask_storage(address: Address, sop_classes: Iterable[str]) -> dict[str, tuple
     offered = list(sop_classes)
     # With a class that every peer takes, so that the association comes about whatever it says of the others.
     contexts = [
-        (Verification, _LITTLE_ENDIAN),
-        *((sop_class, (syntax,)) for sop_class in offered for syntax in _LITTLE_ENDIAN),
+        (Verification, LITTLE_ENDIAN),
+        *((sop_class, (syntax,)) for sop_class in offered for syntax in LITTLE_ENDIAN),
     ]
-    with _Connection(address, contexts) as association:
+    with Connection(address, contexts) as association:
         accepted = [
             (context.abstract_syntax, str(context.transfer_syntax[0])) for context in association.accepted_contexts
         ]
@@ -90,7 +71,7 @@ def ask_storage(address: Address, sop_classes: Iterable[str]) -> dict[str, tuple
 def report_commitment(address: Address, report: Dataset, event_type_id: int) -> None:
     """N-EVENT-REPORT of Storage Commitment, we being the SCP; `DeliveryError` when the peer did not take it."""
     role = build_role(StorageCommitmentPushModel, scu_role=False, scp_role=True)
-    with _Connection(address, [(StorageCommitmentPushModel, _LITTLE_ENDIAN)], [role]) as association:
+    with Connection(address, [(StorageCommitmentPushModel, LITTLE_ENDIAN)], [role]) as association:
         try:
             status, _ = association.send_n_event_report(
                 report, event_type_id, StorageCommitmentPushModel, WELL_KNOWN_INSTANCE
@@ -101,6 +82,46 @@ def report_commitment(address: Address, report: Dataset, event_type_id: int) -> 
     if code != 0x0000:
         said = "no answer" if code is None else f"status 0x{code:04X}"
         raise DeliveryError(f"{address} answered the storage commitment report with {said}")
+
+
+def ask_commitment(
+    address: Address, request: Request, hear: Callable[[int, Dataset], int], *, patience_s: float
+) -> None:
+    """N-ACTION of Storage Commitment (PS3.4 J.3.2): ask the peer to answer for what `request` names.
+
+    Its report may come on this association within `patience_s` seconds: `hear` gets the event type and the data set, in
+    a thread of pynetdicom's, and returns the status of the answer. Later, it comes on an association of the peer's own.
+    `DeliveryError` when the peer did not take the request.
+    """
+    heard, answered = threading.Event(), threading.Event()
+
+    def take_report(event: Event) -> tuple[int, None]:
+        try:
+            return hear(event.event_type or 0, event.event_information), None
+        finally:
+            heard.set()
+
+    def note_sent(event: Event) -> None:
+        # pynetdicom would release before its other thread has sent the answer to the report.
+        if heard.is_set() and isinstance(event.pdu, P_DATA_TF):
+            answered.set()
+
+    contexts = [(StorageCommitmentPushModel, LITTLE_ENDIAN)]
+    handlers = [(EVT_N_EVENT_REPORT, take_report), (EVT_PDU_SENT, note_sent)]
+    with Connection(address, contexts, handlers=handlers) as association:
+        try:
+            status, _ = association.send_n_action(
+                request_of(request), _ACTION_REQUEST, StorageCommitmentPushModel, WELL_KNOWN_INSTANCE
+            )
+        except (RuntimeError, ValueError) as error:
+            raise DeliveryError(f"could not ask {address} for storage commitment: {error}") from error
+        code = status.get("Status")
+        if code != 0x0000:
+            said = "no answer" if code is None else f"status 0x{code:04X}"
+            raise DeliveryError(f"{address} answered the storage commitment request with {said}")
+        until = time.monotonic() + patience_s
+        while association.is_established and time.monotonic() < until and not answered.wait(0.05):
+            pass
 
 
 class StoreSession:
@@ -123,13 +144,13 @@ class StoreSession:
         contexts = []
         for sop_class, syntaxes in sorted(wanted.items()):
             # One context for each compressed syntax, so that accepting one does not exclude the others.
-            contexts += [(sop_class, (syntax,)) for syntax in sorted(syntaxes - set(_LITTLE_ENDIAN))]
-            contexts.append((sop_class, _LITTLE_ENDIAN))
+            contexts += [(sop_class, (syntax,)) for syntax in sorted(syntaxes - set(LITTLE_ENDIAN))]
+            contexts.append((sop_class, LITTLE_ENDIAN))
         better = [(sop_class, (syntax,)) for sop_class, syntax in smaller if syntax not in wanted[sop_class]]
         contexts += better[: max(0, _MOST_CONTEXTS - len(contexts))]
         self._address = address
         self._compress = compress
-        self._connection = _Connection(address, contexts)
+        self._connection = Connection(address, contexts)
 
     def __enter__(self) -> StoreSession:
         self._association = self._connection.__enter__()
@@ -154,9 +175,11 @@ class StoreSession:
         sop_class, syntax = meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID
         accepted = {c.transfer_syntax[0] for c in self._association.accepted_contexts if c.abstract_syntax == sop_class}
         if not accepted:
-            raise DeliveryError(f"{self._address} does not accept {sop_class.name}: enable that SOP class at the peer")
-        if syntax not in accepted and syntax not in _LITTLE_ENDIAN:
-            raise DeliveryError(f"{self._address} does not accept {sop_class.name} as {syntax.name}")
+            raise DeliveryError(
+                f"{self._address} does not accept {name_uid(sop_class)}: enable that SOP class at the peer"
+            )
+        if syntax not in accepted and syntax not in LITTLE_ENDIAN:
+            raise DeliveryError(f"{self._address} does not accept {name_uid(sop_class)} as {syntax.name}")
         try:
             answer = self._store(file, syntax, accepted)
         except (RuntimeError, ValueError, AttributeError) as error:
@@ -197,62 +220,3 @@ def judge_status(code: int, comment: str, address: Address) -> str:
     # state.
     permanent = 0xA900 <= code <= 0xA9FF or 0xC000 <= code <= 0xCFFF or code in (0x0117, 0x0122)
     raise DeliveryError(f"{address} answered {said}", permanent=permanent)
-
-
-class _Connection:
-    """An association as a context manager, with an error that says how far it came."""
-
-    def __init__(
-        self,
-        address: Address,
-        contexts: list[tuple[str, tuple[str, ...]]],
-        roles: Iterable[SCP_SCU_RoleSelectionNegotiation] = (),
-    ):
-        self._address = address
-        self._roles = list(roles)
-        self._ae = AE(ae_title=address.calling_ae_title)
-        self._ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
-        self._ae.implementation_version_name = IMPLEMENTATION_VERSION
-        self._ae.connection_timeout = CONNECT_TIMEOUT_S
-        self._ae.acse_timeout = CONNECT_TIMEOUT_S * 3
-        self._ae.dimse_timeout = ANSWER_TIMEOUT_S
-        self._ae.network_timeout = ANSWER_TIMEOUT_S
-        for sop_class, syntaxes in contexts:
-            self._ae.add_requested_context(sop_class, list(syntaxes))
-
-    def __enter__(self) -> Association:
-        address = self._address
-        rejections: list[A_ASSOCIATE_RJ] = []
-
-        def note(event: Event) -> None:
-            if isinstance(event.pdu, A_ASSOCIATE_RJ):
-                rejections.append(event.pdu)
-
-        association = self._ae.associate(
-            address.host,
-            address.port,
-            ae_title=address.ae_title,
-            max_pdu=PDU_LENGTH,
-            ext_neg=list(self._roles),
-            evt_handlers=[(EVT_PDU_RECV, note)],
-        )
-        if association.is_established:
-            self._association = association
-            return association
-        # Not as the association has it: pynetdicom closes the connection upon a rejection, and takes the peer for one
-        # that does not answer where that happens before its other thread has looked whether it is connected.
-        for answer in rejections[:1]:
-            what = _REJECTION.get(answer.result or 0, "rejected")
-            raise DeliveryError(f"{address} {what} our association as {address.calling_ae_title}: {answer.reason_str}")
-        if association.acceptor.primitive is not None:  # accepted, but no presentation context was, or aborted
-            raise DeliveryError(f"{address} accepts none of the SOP classes that we want to send")
-        raise DeliveryError(
-            f"no DICOM answer from {address}: is it running, is the port right, does a firewall stand between?"
-        )
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._association.is_established:
-            self._association.release()
-        self._ae.shutdown()

@@ -10,9 +10,11 @@ from pathlib import Path
 from sqlalchemy import Connection, func, select, update
 
 from node.archive import schema
+from node.archive.asked_commitments import NOT_WANTED, wanted_now
 from node.archive.database import Database, record_event
-from node.archive.records import Delivery, DeliveryState
-from node.errors import NotFound
+from node.archive.records import CommitmentState, Delivery, DeliveryState, JobState
+from node.errors import NotAllowed, NotFound
+from node.queue.withdrawal import REJECTION
 
 FIRST_RETRY_S = 5.0
 LAST_RETRY_S = 600.0  # a peer that is back is noticed within ten minutes
@@ -47,8 +49,21 @@ def due_parcels(database: Database, peer: str, limit: int = 100) -> list[Parcel]
     return _fetch(database, query)
 
 
+def is_owed(database: Database, parcel: Parcel) -> bool:
+    """Whether a parcel is still to be sent: results are withdrawn at any time, those in hand too."""
+    columns = schema.deliveries.c
+    query = select(columns.id).where(columns.id == parcel.delivery.id, columns.state == DeliveryState.PENDING)
+    with database.read() as connection:
+        return connection.scalar(query) is not None
+
+
 def list_parcels(
-    database: Database, *, study_id: int | None = None, states: Sequence[DeliveryState] = (), limit: int = 100
+    database: Database,
+    *,
+    study_id: int | None = None,
+    states: Sequence[DeliveryState] = (),
+    commitments: Sequence[CommitmentState] = (),
+    limit: int = 100,
 ) -> list[Parcel]:
     """Deliveries, the newest first."""
     query = _parcels().order_by(schema.deliveries.c.id.desc()).limit(limit)
@@ -56,6 +71,8 @@ def list_parcels(
         query = query.where(schema.jobs.c.study_id == study_id)
     if states:
         query = query.where(schema.deliveries.c.state.in_(states))
+    if commitments:
+        query = query.where(schema.deliveries.c.commitment.in_(commitments))
     return _fetch(database, query)
 
 
@@ -66,8 +83,8 @@ def count_deliveries(database: Database) -> dict[str, int]:
         return {str(state): int(count) for state, count in connection.execute(query)}
 
 
-def mark_delivered(database: Database, parcel: Parcel, remark: str = "") -> None:
-    """The peer has the object."""
+def mark_delivered(database: Database, parcel: Parcel, remark: str = "", *, commitment: bool = False) -> None:
+    """The peer has the object; with `commitment` it is to be asked to answer for it."""
     now = time.time()
     with database.write() as connection:
         _change(
@@ -77,6 +94,7 @@ def mark_delivered(database: Database, parcel: Parcel, remark: str = "") -> None
             reason=remark,
             attempts=parcel.delivery.attempts + 1,
             delivered_at=now,
+            **(wanted_now() if commitment else {}),
         )
         tail = f" ({remark})" if remark else ""
         record_event(
@@ -86,19 +104,25 @@ def mark_delivered(database: Database, parcel: Parcel, remark: str = "") -> None
 
 def mark_undelivered(database: Database, parcel: Parcel, reason: str, *, permanent: bool) -> None:
     """This attempt failed: try again later (5 s, doubling up to 10 minutes, without end), or stop when the peer
-    refuses for good.
+    refuses for good. What is no longer owed, being withdrawn meanwhile, stays as it is.
     """
     attempts = parcel.delivery.attempts + 1
     delay = retry_delay_s(attempts)
+    columns = schema.deliveries.c
     with database.write() as connection:
-        _change(
-            connection,
-            parcel,
-            state=DeliveryState.FAILED if permanent else DeliveryState.PENDING,
-            reason=reason,
-            attempts=attempts,
-            not_before=time.time() + delay,
-        )
+        changed = connection.execute(
+            update(schema.deliveries)
+            .where(columns.id == parcel.delivery.id, columns.state == DeliveryState.PENDING)
+            .values(
+                state=DeliveryState.FAILED if permanent else DeliveryState.PENDING,
+                reason=reason,
+                attempts=attempts,
+                not_before=time.time() + delay,
+            )
+            .returning(columns.id)
+        ).first()
+        if changed is None:
+            return
         # One line when it starts to fail or fails for good; the attempts between are counted in the row.
         if attempts == 1 or permanent:
             outlook = "given up" if permanent else "will be tried until it arrives"
@@ -116,14 +140,21 @@ def retry_delay_s(attempts: int) -> float:
 
 
 def retry_delivery(database: Database, delivery_id: int, actor: str) -> Parcel:
-    """Send a delivery again at once, whatever its state."""
+    """Send a delivery again at once, whatever its state; `NotAllowed` for what was withdrawn."""
     columns = schema.deliveries.c
     with database.write() as connection:
-        row = connection.execute(_parcels().where(columns.id == delivery_id)).first()
+        row = connection.execute(
+            _parcels().add_columns(schema.jobs.c.state.label("job_state")).where(columns.id == delivery_id)
+        ).first()
         if row is None:
             raise NotFound(f"no delivery {delivery_id} (`radnode deliveries list` shows what is here)")
         parcel = _parcel(row)
-        _change(connection, parcel, state=DeliveryState.PENDING, reason="", not_before=0.0, delivered_at=None)
+        if row._mapping["job_state"] == JobState.WITHDRAWN and parcel.kind != REJECTION:
+            raise NotAllowed(
+                f"delivery {delivery_id} is of job {parcel.job_id}, whose results were withdrawn: they stay so"
+            )
+        anew = NOT_WANTED | {"state": DeliveryState.PENDING, "reason": "", "not_before": 0.0, "delivered_at": None}
+        _change(connection, parcel, **anew, commitment_refusals=0)
         record_event(connection, actor, parcel.study_uid, f"{parcel.kind} to {parcel.delivery.peer}: to be sent again")
     return parcel
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.association import Address
 from node.config import Config
-from node.deliver.dimse import Address
 from node.report.kinds import LABELMAP_STORAGE
 
 
@@ -15,6 +15,7 @@ class Destination:
 
     address: Address
     compress: bool = False  # send in the best lossless syntax that it takes
+    commitment: bool = False  # it is asked to answer for what it got
     asks: tuple[str, ...] = ()  # storage classes that it is asked for, as results depend on whether it takes them
 
 
@@ -24,6 +25,7 @@ def destinations(config: Config) -> dict[str, Destination]:
         name: Destination(
             Address(peer.ae_title, peer.host, peer.port, config.node.ae_title),
             compress=peer.compression == "lossless",
+            commitment=peer.commitment,
             asks=(LABELMAP_STORAGE,) if peer.seg == "auto" else (),
         )
         for name, peer in config.peers.items()

@@ -1,4 +1,6 @@
-"""The life of the delivering process: one thread per peer, so that a peer that is down delays nobody else."""
+"""The life of the delivering process: one thread per peer, so that a peer that is down delays nobody else,
+and one more for each that is asked for storage commitment.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +12,24 @@ from pathlib import Path
 
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import UID
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.archive.commitments import Commitments
 from node.archive.database import Database
 from node.archive.peer_storage import note_accepted
 from node.archive.store import Archive
-from node.deliver.commitments import report_due
+from node.deliver.commitments import ask_due, report_due
 from node.deliver.dimse import StoreSession, ask_storage
-from node.deliver.outbox import Parcel, due_parcels, mark_delivered, mark_undelivered
+from node.deliver.outbox import Parcel, due_parcels, is_owed, mark_delivered, mark_undelivered
 from node.deliver.peers import Destination
+from node.dicom.uid import name_uid
 from node.errors import DeliveryError
 from node.wake import Bell, Room
 
 _log = logging.getLogger(__name__)
 
 POLL_S = 0.25
+COMMITMENT_POLL_S = 1.0
 ASK_EVERY_S = 3600.0  # what a peer takes changes when it is upgraded
 ASK_AGAIN_S = 30.0  # after no answer
 
@@ -36,6 +39,12 @@ def deliver_until(stop: threading.Event, archive: Archive, peers: Mapping[str, D
     threads = [
         threading.Thread(target=_serve_peer, args=(stop, archive, name, peer), name=f"deliver-{name}")
         for name, peer in peers.items()
+    ]
+    # On threads of their own: to wait for a report holds up no delivery.
+    threads += [
+        threading.Thread(target=_ask_for_commitment, args=(stop, archive, name, peer), name=f"commitment-{name}")
+        for name, peer in peers.items()
+        if peer.commitment
     ]
     for thread in threads:
         thread.start()
@@ -57,6 +66,8 @@ def deliver_due(database: Database, storage: Path, name: str, peer: Destination,
             for parcel in sendable:
                 if stop.is_set():
                     break
+                if not is_owed(database, parcel):  # withdrawn since this round began
+                    continue
                 try:
                     remark = session.send(parcel.file(storage))
                 except DeliveryError as error:
@@ -64,7 +75,7 @@ def deliver_due(database: Database, storage: Path, name: str, peer: Destination,
                     if not session.is_open:
                         break  # what was not tried stays due and opens a new association in the next round
                 else:
-                    mark_delivered(database, parcel, remark)
+                    mark_delivered(database, parcel, remark, commitment=peer.commitment)
                     _log.info("%s of job %d delivered to %s", parcel.kind, parcel.job_id, name)
                     delivered += 1
     except DeliveryError as error:  # no association at all: nothing was tried, all of it waits
@@ -95,6 +106,20 @@ def _serve_peer(stop: threading.Event, archive: Archive, name: str, peer: Destin
     bell.close()
 
 
+def _ask_for_commitment(stop: threading.Event, archive: Archive, name: str, peer: Destination) -> None:
+    while not stop.is_set():
+        pause_s = COMMITMENT_POLL_S
+        try:
+            if ask_due(archive.database, name, peer.address):
+                pause_s = 0.0
+        except SQLAlchemyError as error:
+            _log.error("storage commitment of %s: database: %s", name, type(error).__name__)
+        except Exception:  # the thread's outermost loop
+            _log.exception("storage commitment of %s", name)
+            pause_s = 5.0
+        stop.wait(pause_s)
+
+
 def _ask(database: Database, name: str, peer: Destination) -> bool:
     """Ask a peer what it takes, and keep its answer; whether there was one."""
     try:
@@ -104,7 +129,7 @@ def _ask(database: Database, name: str, peer: Destination) -> bool:
         return False
     note_accepted(database, name, accepted)
     _log.info(
-        "%s takes %s", name, ", ".join(f"{UID(each).name}: {'yes' if its else 'no'}" for each, its in accepted.items())
+        "%s takes %s", name, ", ".join(f"{name_uid(each)}: {'yes' if its else 'no'}" for each, its in accepted.items())
     )
     return True
 

@@ -31,6 +31,7 @@ from pydicom.uid import (
 
 # What `candidates` looks at.
 _LAYOUT = (
+    "Modality",
     "SamplesPerPixel",
     "PhotometricInterpretation",
     "PlanarConfiguration",
@@ -43,6 +44,8 @@ _LAYOUT = (
 _PHOTOMETRIC = {1: ("MONOCHROME1", "MONOCHROME2"), 3: ("RGB",)}
 # By what they make of label maps: 50, 26 and 12 times smaller, in 0.5, 0.4 and 8 ms for a frame of 512x512.
 _GREY = (JPEGLSLossless, RLELossless, JPEG2000Lossless)
+# Of a segmentation RLE comes first: dcmqi 1.5.7 takes JPEG-LS Lossless for lossy there and refuses to read it.
+_SEGMENTATION = (RLELossless, JPEGLSLossless, JPEG2000Lossless)
 # RLE does nothing for pictures.
 _COLOUR = (JPEGLSLossless, JPEG2000Lossless, RLELossless)
 _SMALLEST_JPEG_2000 = 32  # pixels each way: OpenJPEG halves a frame five times
@@ -67,7 +70,7 @@ def candidates(file: Path) -> tuple[UID, ...]:
         or header.get("PhotometricInterpretation") not in _PHOTOMETRIC.get(samples or 0, ())
     ):
         return (DeflatedExplicitVRLittleEndian,)
-    encoders = _GREY if samples == 1 else _COLOUR
+    encoders = _COLOUR if samples == 3 else _SEGMENTATION if header.get("Modality") == "SEG" else _GREY
     if min(header.Rows, header.Columns) < _SMALLEST_JPEG_2000:
         encoders = tuple(syntax for syntax in encoders if syntax != JPEG2000Lossless)
     return (*encoders, DeflatedExplicitVRLittleEndian)

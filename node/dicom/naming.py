@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
+from typing import TYPE_CHECKING
 
-from node.dicom.assembly import Assembly, InputPlan
-from node.dicom.frames import frame_count
+if TYPE_CHECKING:  # lists of jobs name instances too, and do not wait for what reads images
+    from node.dicom.assembly import Assembly, InputPlan
 
 _FRAMES = "#"
 
 
 def name_plan(plan: InputPlan) -> list[str]:
     """The names of the instances or frames that a volume or image is made of, sorted, one per instance."""
+    from node.dicom.frames import frame_count
+
     counts = {str(header.SOPInstanceUID): frame_count(header) for header in plan.headers}
     used: dict[str, set[int]] = {}
     for ref in plan.slices:

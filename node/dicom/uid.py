@@ -7,6 +7,8 @@ from __future__ import annotations
 import uuid
 from typing import Final
 
+from pydicom.uid import UID
+
 from node import __version__
 
 # Which software wrote a file or speaks on an association (PS3.7 D.3.3.2): a random UUID, made once (PS3.5 B.2).
@@ -15,6 +17,14 @@ IMPLEMENTATION_VERSION: Final = f"RADNODE_{__version__}"[:16]
 
 # The namespace of radnode's name-based UUIDs. Changing it changes the UID of every result.
 _NAMESPACE = uuid.UUID("6b1f1f64-9a3e-5d0c-8b5e-2a7c40d6e1f3")
+
+
+_YOUNGER = {"1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage"}  # than pydicom 3.0's dictionary
+
+
+def name_uid(uid: str) -> str:
+    """The name of a UID that the standard defines (PS3.6 A), itself where it is not known here."""
+    return _YOUNGER.get(uid) or UID(uid).name
 
 
 def derive_uid(key: str, *parts: str) -> str:

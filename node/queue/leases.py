@@ -7,7 +7,7 @@ that kills its worker is stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, or_, select, update
@@ -15,7 +15,9 @@ from sqlalchemy import Connection, or_, select, update
 from node.archive import schema
 from node.archive.database import Database, record_event
 from node.archive.records import Job, JobState
-from node.queue.jobs import AGAIN
+from node.queue.jobs import again
+from node.queue.order import Lane, in_turn, last_started, waiting_lanes
+from node.queue.pauses import are_workers_paused, paused_models, pauses_in
 from node.queue.rows import NewResult, put_results, study_uid_of
 from node.queue.workers import WorkerId
 
@@ -25,16 +27,33 @@ RETRY_DELAYS_S = (5.0, 30.0)  # before the second and the third attempt
 
 
 def claim_job(database: Database, worker: WorkerId, models: Sequence[str] | None = None) -> Job | None:
-    """Lease the next waiting job to `worker`, oldest first; None when nothing waits. The attempt is counted here."""
+    """Lease the next job to `worker` (`node.queue.order`); None when nothing waits that may start here.
+
+    With `models` only one of these. The attempt is counted here.
+    """
     now = time.time()
-    columns = schema.jobs.c
-    waiting = select(columns.id).where(columns.state == JobState.QUEUED, columns.not_before <= now)
-    if models is not None:
-        waiting = waiting.where(columns.model.in_(models))
-    waiting = waiting.order_by(columns.created_at, columns.id).limit(1)
     with database.read() as connection:  # no write lock is taken while there is nothing to do
-        if connection.scalar(waiting) is None:
+        lanes = waiting_lanes(connection, now)
+        if not lanes:
             return None
+        pauses, recent = pauses_in(connection), last_started(connection)
+    if are_workers_paused(pauses, worker.host):
+        return None
+    held = paused_models(pauses)
+    wanted = [lane for lane in lanes if lane.model not in held and (models is None or lane.model in models)]
+    for lane in in_turn(wanted, recent, now):  # the next one where others took all that was in it
+        if job := _take(database, worker, lane, now):
+            return job
+    return None
+
+
+def _take(database: Database, worker: WorkerId, lane: Lane, now: float) -> Job | None:
+    """Lease the oldest waiting job of a lane; None when none is left."""
+    columns = schema.jobs.c
+    waiting = select(columns.id).where(
+        columns.state == JobState.QUEUED, columns.lane == lane.name, columns.not_before <= now
+    )
+    waiting = waiting.order_by(columns.queued_at, columns.id).limit(1)
     with database.write() as connection:
         row = connection.execute(
             update(schema.jobs)
@@ -57,7 +76,9 @@ def claim_job(database: Database, worker: WorkerId, models: Sequence[str] | None
 
 
 def renew_lease(database: Database, job: Job, worker: WorkerId) -> bool:
-    """Extend the lease; False when it is no longer this worker's (the work is lost to another, or was cancelled)."""
+    """Extend the lease; False when it is no longer this worker's: the work is lost to another, was cancelled, or its
+    deadline has passed.
+    """
     with database.write() as connection:
         return _held(connection, job, worker, lease_until=time.time() + LEASE_S)
 
@@ -69,6 +90,7 @@ def finish_job(
     results: Sequence[NewResult],
     measurements: list[dict[str, Any]],
     story: str,
+    seconds: Mapping[str, float] | None = None,
 ) -> bool:
     """Record the results and their deliveries and end the job, in one transaction; False (nothing done) without the
     lease.
@@ -84,6 +106,7 @@ def finish_job(
             state=JobState.DONE,
             reason=story,
             measurements=measurements,
+            seconds=dict(seconds or {}),
             finished_at=now,
             lease_owner=None,
             lease_until=None,
@@ -94,7 +117,7 @@ def finish_job(
         columns = schema.jobs.c
         wanted = connection.execute(select(columns.send_to, columns.results).where(columns.id == job.id)).one()
         if (wanted.send_to, wanted.results) != (job.send_to, job.results):
-            connection.execute(update(schema.jobs).where(columns.id == job.id).values(**AGAIN))
+            connection.execute(update(schema.jobs).where(columns.id == job.id).values(**again(now)))
             record_event(
                 connection, "work", study_uid_of(connection, job), f"{job.model}: queued again, more is wanted"
             )
@@ -178,6 +201,57 @@ def recover_lost_jobs(database: Database) -> list[Job]:
                 _give_back(connection, job, why)
                 lost.append(job)
     return lost
+
+
+def fail_overdue(database: Database) -> list[Job]:
+    """End the jobs whose deadline has passed, waiting or running; returns them as they were.
+
+    A running one loses its lease with it, so that its worker stops it at the next renewal and its results are not
+    taken.
+    """
+    now = time.time()
+    columns = schema.jobs.c
+    late = (columns.state.in_((JobState.QUEUED, JobState.RUNNING)), columns.deadline_at < now)
+    with database.read() as connection:
+        overdue = [Job.from_row(row) for row in connection.execute(select(schema.jobs).where(*late))]
+    ended = []
+    for job in overdue:
+        reason = _overdue(job)
+        with database.write() as connection:
+            row = connection.execute(
+                update(schema.jobs)
+                .where(columns.id == job.id, *late)
+                .values(
+                    state=JobState.FAILED,
+                    reason=reason,
+                    untold=columns.tell_no_result,
+                    finished_at=now,
+                    lease_owner=None,
+                    lease_until=None,
+                )
+                .returning(columns.id)
+            ).first()
+            if row is not None:
+                record_event(connection, "queue", study_uid_of(connection, job), f"{job.model}: failed: {reason}")
+                ended.append(job)
+    return ended
+
+
+def _overdue(job: Job) -> str:
+    where = "it waited for a worker"
+    if job.state is JobState.RUNNING:
+        where = f"attempt {job.attempts} was running"
+    elif job.reason:
+        where = job.reason
+    return f"not done within {_spoken(job.deadline_s or 0.0)} (the deadline of route {job.route!r}): {where}"
+
+
+def _spoken(seconds: float) -> str:
+    """As the configuration writes it: 90s, 30m, 2h."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g}{unit}"
+    return f"{seconds:g}s"
 
 
 def _held(connection: Connection, job: Job, worker: WorkerId, **changes: Any) -> bool:

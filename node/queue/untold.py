@@ -14,12 +14,11 @@ from sqlalchemy import Connection, or_, select, update
 
 from node.archive import schema
 from node.archive.database import Database, record_event
-from node.archive.records import Job, JobState
+from node.archive.records import Job
+from node.queue.jobs import NO_RESULT_STATES
 from node.queue.leases import LEASE_S
 from node.queue.rows import NewResult, put_results, study_uid_of
 from node.queue.workers import WorkerId
-
-_ENDED = (JobState.REFUSED, JobState.FAILED, JobState.QUARANTINED)
 
 
 def claim_untold(database: Database, worker: WorkerId) -> Job | None:
@@ -27,7 +26,7 @@ def claim_untold(database: Database, worker: WorkerId) -> Job | None:
     now = time.time()
     columns = schema.jobs.c
     free = or_(columns.lease_until.is_(None), columns.lease_until < now)
-    waiting = select(columns.id).where(columns.untold, columns.state.in_(_ENDED), free)
+    waiting = select(columns.id).where(columns.untold, columns.state.in_(NO_RESULT_STATES), free)
     waiting = waiting.order_by(columns.finished_at, columns.id).limit(1)
     with database.read() as connection:
         if connection.scalar(waiting) is None:
@@ -43,10 +42,17 @@ def claim_untold(database: Database, worker: WorkerId) -> Job | None:
 
 
 def finish_untold(database: Database, job: Job, worker: WorkerId, results: Sequence[NewResult]) -> bool:
-    """Record what tells of the job, and owe it to its peers; False (nothing done) without the lease."""
+    """Record what tells of the job, and owe it to its peers; False (nothing done) without the lease.
+
+    A job of which another route wanted more meanwhile is told once more.
+    """
+    columns = schema.jobs.c
     with database.write() as connection:
         if not _told(connection, job, worker):
             return False
+        wanted = connection.execute(select(columns.send_to, columns.results).where(columns.id == job.id)).one()
+        if (wanted.send_to, wanted.results) != (job.send_to, job.results):
+            connection.execute(update(schema.jobs).where(columns.id == job.id).values(untold=True))
         put_results(connection, job.id, results, time.time())
         kinds = ", ".join(result.kind for result in results) or "nothing that its peers take"
         record_event(connection, "work", study_uid_of(connection, job), f"{job.model}: told as {kinds}")

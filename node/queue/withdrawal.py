@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 
 from node.archive import schema
 from node.archive.database import Database, record_event
-from node.archive.records import DeliveryState, Job, JobState, StoredResult
+from node.archive.records import CommitmentState, DeliveryState, Job, JobState, StoredResult
 from node.errors import NotAllowed
 from node.queue.rows import NewResult, job_and_study, put_results
 from node.report.kinds import NO_RESULT
@@ -16,16 +16,21 @@ from node.report.kinds import NO_RESULT
 REJECTION = "rejection"  # the kind of a rejection note
 
 
+def _is_report(kind: ColumnElement[str]) -> ColumnElement[bool]:
+    return kind.like("sr%") | (kind == NO_RESULT)
+
+
 def earlier_reports(database: Database, job: Job) -> list[StoredResult]:
     """The structured reports that a result of this job replaces: that it gave no result before, else those of the last
     job of the same model on the same study and route that has any.
     """
     jobs, results = schema.jobs.c, schema.results.c
-    is_report = results.kind.like("sr%") | (results.kind == NO_RESULT)
     query = (
         select(schema.results)
         .join(schema.jobs)
-        .where(jobs.study_id == job.study_id, jobs.model == job.model, jobs.route == job.route, is_report)
+        .where(
+            jobs.study_id == job.study_id, jobs.model == job.model, jobs.route == job.route, _is_report(results.kind)
+        )
         .where((jobs.id < job.id) | ((jobs.id == job.id) & (results.kind == NO_RESULT)))
         .where(jobs.state != JobState.WITHDRAWN)
         .order_by(jobs.id.desc(), results.id)
@@ -33,6 +38,23 @@ def earlier_reports(database: Database, job: Job) -> list[StoredResult]:
     with database.read() as connection:
         found = [StoredResult.from_row(row) for row in connection.execute(query)]
     return [result for result in found if result.job_id == found[0].job_id]
+
+
+def replaced_job(database: Database, job: Job) -> int | None:
+    """The last earlier job whose reports a result of this job replaces, whatever was told of this job before it had
+    one; None without any.
+    """
+    jobs, results = schema.jobs.c, schema.results.c
+    query = (
+        select(jobs.id)
+        .join_from(schema.jobs, schema.results)
+        .where(jobs.study_id == job.study_id, jobs.model == job.model, jobs.route == job.route, jobs.id < job.id)
+        .where(jobs.state != JobState.WITHDRAWN, _is_report(results.kind))
+        .order_by(jobs.id.desc())
+        .limit(1)
+    )
+    with database.read() as connection:
+        return connection.scalar(query)
 
 
 def results_to_withdraw(database: Database, job_id: int) -> tuple[Job, list[StoredResult], list[str]]:
@@ -68,6 +90,12 @@ def withdraw(database: Database, job: Job, note: NewResult, actor: str, why: str
             update(schema.deliveries)
             .where(deliveries.result_id.in_(mine), deliveries.state != DeliveryState.DELIVERED)
             .values(state=DeliveryState.WITHDRAWN)
+        )
+        # A peer that has rejected them need not answer for them, and what it does not answer for would be sent again.
+        connection.execute(
+            update(schema.deliveries)
+            .where(deliveries.result_id.in_(mine), deliveries.commitment != CommitmentState.COMMITTED)
+            .values(commitment=CommitmentState.NONE, commitment_due_at=None)
         )
         put_results(connection, job.id, [note], now)
         connection.execute(

@@ -34,7 +34,7 @@ from node.receive.wire import AbortReason, Fragment, PeerGone, Violation, Wire
 
 _log = logging.getLogger(__name__)
 
-_MAXIMUM_SMALL_DATA_SET_BYTES = 16 << 20  # of a storage commitment request: 100,000 instances fit
+_MAXIMUM_SMALL_DATA_SET_BYTES = 16 << 20  # of storage commitment: 100,000 instances fit
 _HAS_DATA_SET = (CommandField.C_STORE, CommandField.N_ACTION)
 
 
@@ -176,19 +176,20 @@ class Association:
             self._answer(request, context_id, Answer(Status.SUCCESS))
         elif request.field == CommandField.N_ACTION and context.abstract_syntax == STORAGE_COMMITMENT:
             self._commit_to(request, context_id, context)
+        elif request.field == CommandField.N_EVENT_REPORT and context.abstract_syntax == STORAGE_COMMITMENT:
+            assert self._sender is not None
+            report = self._small_data_set(request, context_id)
+            answer = self._services.commitment.hear(request, report, context.transfer_syntax, self._sender)
+            self._tell_refused(answer)
+            self._answer(request, context_id, answer)
         else:
             self._read_to_end(request, context_id)
             self._answer(request, context_id, Answer(Status.UNRECOGNIZED_OPERATION))
 
     def _commit_to(self, request: Command, context_id: int, context: AcceptedContext) -> None:
         assert self._sender is not None
-        encoded = bytearray()
-        if request.has_data_set:
-            for data in self._data_set(context_id):
-                encoded += data
-                if len(encoded) > _MAXIMUM_SMALL_DATA_SET_BYTES:
-                    raise Violation(f"a request of more than {_MAXIMUM_SMALL_DATA_SET_BYTES} bytes")
-        answer, report = self._services.commitment.take(request, bytes(encoded), context.transfer_syntax, self._sender)
+        asked = self._small_data_set(request, context_id)
+        answer, report = self._services.commitment.take(request, asked, context.transfer_syntax, self._sender)
         self._tell_refused(answer)
         self._answer(request, context_id, answer)
         if report is not None:  # the peer has no port where we could call it: it hears on this association
@@ -211,6 +212,16 @@ class Association:
             fragment = self.wire.read_fragment()
         self.wire.send_release_response()
         raise _Finished
+
+    def _small_data_set(self, request: Command, context_id: int) -> bytes:
+        """The data set of a request that carries no image, in one piece."""
+        encoded = bytearray()
+        if request.has_data_set:
+            for data in self._data_set(context_id):
+                encoded += data
+                if len(encoded) > _MAXIMUM_SMALL_DATA_SET_BYTES:
+                    raise Violation(f"a request of more than {_MAXIMUM_SMALL_DATA_SET_BYTES} bytes")
+        return bytes(encoded)
 
     def _read_to_end(self, request: Command, context_id: int) -> None:
         if request.has_data_set:

@@ -1,4 +1,5 @@
-"""Storage Commitment Push Model, the SCP's side (PS3.4 J.3): what a peer asks us to answer for, and what we answer.
+"""Storage Commitment Push Model as others call us for it (PS3.4 J.3): what a peer asks us to answer for and what we
+answer, and what a destination reports on the results that it got.
 
 The request is kept in the archive before it is answered. A peer that listens (it has a port) hears the outcome on an
 association of our own, opened by the delivering process and tried again until it arrives (`node.deliver.commitments`);
@@ -15,6 +16,7 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 from sqlalchemy.exc import SQLAlchemyError
 
+from node.archive.asked_commitments import take_report
 from node.archive.commitments import Commitments
 from node.archive.store import Archive
 from node.dicom.commitment import (
@@ -25,8 +27,10 @@ from node.dicom.commitment import (
     Request,
     Verdict,
     encode_report,
+    read_report,
 )
 from node.dicom.identity import is_uid
+from node.errors import NotFound
 from node.receive.admission import Sender
 from node.receive.dimse import Command, CommandField, Element, Status, encode_command
 from node.receive.negotiation import STORAGE_COMMITMENT
@@ -44,6 +48,7 @@ class Commitment:
 
     def __init__(self, archive: Archive):
         self._commitments = Commitments(archive)
+        self._database = archive.database
 
     def take(
         self, request: Command, data_set: bytes, transfer_syntax: str, sender: Sender
@@ -67,6 +72,25 @@ class Commitment:
         except SQLAlchemyError as error:
             _log.error("storage commitment for %s: database: %s", sender.name, type(error).__name__)
             return Answer(Status.PROCESSING_FAILURE, "the archive cannot answer now"), None
+
+    def hear(self, request: Command, data_set: bytes, transfer_syntax: str, sender: Sender) -> Answer:
+        """Answer an N-EVENT-REPORT, by which `sender` says what it answers for of what we delivered to it."""
+        if request.uid(Element.AFFECTED_SOP_CLASS_UID) != STORAGE_COMMITMENT:
+            return Answer(Status.NO_SUCH_CLASS, "only Storage Commitment Push Model")
+        try:
+            report = _decode(data_set, transfer_syntax)
+        except Exception as error:  # whatever pydicom raises over hostile bytes
+            return Answer(Status.INVALID_ARGUMENT, f"the report cannot be read: {type(error).__name__}")
+        try:
+            transaction_uid, verdict = read_report(report, request.number(Element.EVENT_TYPE_ID))
+            answered = take_report(self._database, sender.name, transaction_uid, verdict)
+        except (ValueError, NotFound) as error:
+            return Answer(Status.INVALID_ARGUMENT, str(error))
+        except SQLAlchemyError as error:
+            _log.error("storage commitment report of %s: database: %s", sender.name, type(error).__name__)
+            return Answer(Status.PROCESSING_FAILURE, "the archive cannot take the report now")
+        _log.info("storage commitment: %s reported on %d results", sender.name, answered)
+        return Answer(Status.SUCCESS)
 
 
 def _read_request(data_set: bytes, transfer_syntax: str, peer: str) -> Request:

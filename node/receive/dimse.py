@@ -146,6 +146,7 @@ def encode_response(request: Command, status: int, comment: str = "", *, with_da
         Element.ERROR_COMMENT: comment[:64],
         Element.AFFECTED_SOP_INSTANCE_UID: elements[Element.AFFECTED_SOP_INSTANCE_UID],
     }
-    if Element.ACTION_TYPE_ID in request.elements:
-        elements[Element.ACTION_TYPE_ID] = request.number(Element.ACTION_TYPE_ID)
+    for element in (Element.EVENT_TYPE_ID, Element.ACTION_TYPE_ID):
+        if element in request.elements:
+            elements[element] = request.number(element)
     return encode_command({element: value for element, value in elements.items() if value != ""})

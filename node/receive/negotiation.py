@@ -136,8 +136,8 @@ def _counterpart(
     ours = PresentationContext()
     ours.abstract_syntax = context.abstract_syntax
     ours.transfer_syntax = list(dict.fromkeys(usable))
-    if has_role:  # we are the SCP of every service here, and of none the SCU
-        ours.scu_role, ours.scp_role = True, False
+    if has_role:  # we are the SCP of every service here; of storage commitment the SCU too, when its SCP calls back
+        ours.scu_role, ours.scp_role = True, abstract_syntax == STORAGE_COMMITMENT
     return ours
 
 

@@ -71,6 +71,12 @@ def _services(archive: Archive, config: Config, watermark: Watermark) -> Service
         )
         for name in receive.from_
     )
+    # A destination may call to report on what we delivered, and send nothing.
+    senders += tuple(
+        Sender(name=name, ae_title=peer.ae_title, host=peer.host, port=peer.port, sop_classes=frozenset())
+        for name, peer in peers.items()
+        if peer.commitment and name not in receive.from_
+    )
     return Services(
         Admission(
             config.node.ae_title,

@@ -38,14 +38,15 @@ def capture(
     number: int = 1,
     refs: Iterable[SliceRef] = (),
     derivation: str,
+    description: str = "",
 ) -> Dataset:
     """An RGB picture as a Secondary Capture image of the origin's study.
 
     `refs` are the source images that it shows or was made of, `number` is its instance number, `derivation` says in a
-    sentence how it was made.
+    sentence how it was made, `description` is that of the series, where it is not the usual one.
     """
-    header = complete_header(origin.sources[0])
-    model = f"{origin.model_name} {origin.model_version}"[:64]
+    header = complete_header(origin.sources[0], origin.says)
+    model = origin.model[:64]
     with quietly():
         image = SCImage.from_ref_dataset(
             header,
@@ -56,7 +57,7 @@ def capture(
             patient_orientation=("L", "P"),  # highdicom wants one; the picture's own is set below
             series_instance_uid=series_uid,
             series_number=origin.series_number(kind),
-            series_description=origin.series_description(kind),
+            series_description=description or origin.series_description(kind),
             sop_instance_uid=uid,
             instance_number=number,
             manufacturer=MANUFACTURER,

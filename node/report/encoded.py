@@ -32,6 +32,23 @@ def encode_items(items: Iterable[Dataset], character_set: str | list[str] | None
     return b"".join(_encode_item(item, encodings) for item in items)
 
 
+def encode_sequence(group: int, number: int, items: bytes) -> bytes:
+    """A sequence element of items that are encoded."""
+    return _LONG_HEADER.pack(group, number, b"SQ", 0, len(items)) + items
+
+
+def encode_value(group: int, number: int, vr: str, value: bytes) -> bytes:
+    """An element of binary numbers, of a VR with a length of 16 bits; `ValueError` for a value that is too long."""
+    if len(value) > 0xFFFE:
+        raise ValueError(f"{len(value)} bytes do not fit into an element of VR {vr}")
+    return _HEADER.pack(group, number, vr.encode(), len(value)) + value
+
+
+def encode_text(group: int, number: int, vr: str, text: str, character_set: str | list[str] | None = None) -> bytes:
+    """An element of one text."""
+    return _encode_element(DataElement(Tag(group, number), vr, text), convert_encodings(character_set))
+
+
 def with_encoded(dataset: Dataset, sequences: Mapping[str, bytes]) -> FileDataset:
     """The data set as pydicom reads it of a file, with encoded sequences in place of those of these keywords.
 

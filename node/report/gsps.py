@@ -11,22 +11,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import highdicom as hd
-import numpy as np
 from highdicom import pr
 from highdicom.content import ReferencedImageSequence
 from PIL import ImageCms
-from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage
 
 from node.dicom.frames import FrameHeaders
 from node.dicom.uid import derive_uid
 from node.dicom.volume import SliceRef
+from node.report.annotations import encode_annotations
 from node.report.colors import finding_colors
+from node.report.encoded import encode_items, with_encoded
 from node.report.findings import Findings
 from node.report.kinds import Kind
-from node.report.outlines import Outline, Polygon, area, bound
+from node.report.outlines import Outline, bound
 from node.report.seg import stamp
 from node.report.source import complete_header
 from node.report.subject import MANUFACTURER, Subject
@@ -47,12 +46,12 @@ def make_gsps(findings: Findings) -> list[Dataset]:
     alike: dict[tuple[object, ...], list[int]] = {}
     for index in sorted({outline.index for outline in outlines}):
         alike.setdefault(() if _is_colour(subject) else _rendering(headers[index]), []).append(index)
-    return [
-        _make_state(
-            subject, headers, number, indices, [each for each in outlines if each.index in set(indices)], remark
-        )
-        for number, indices in enumerate(alike.values(), 1)
-    ]
+    states = []
+    for number, indices in enumerate(alike.values(), 1):
+        theirs = set(indices)
+        drawn = [each for each in outlines if each.index in theirs]
+        states.append(_make_state(subject, headers, number, indices, drawn, remark))
+    return states
 
 
 def _is_colour(subject: Subject) -> bool:
@@ -128,7 +127,6 @@ def _make_state(
         if tables := header.get("ModalityLUTSequence"):
             _take_table(state, tables[0])
     _refer_to_sources(state, subject, images)
-    state.GraphicAnnotationSequence.extend(_drawings(subject, images[indices[0]], outlines))
     _show_all(state, header)
     # Type 2C for paired parts of the body (PS3.3 C.7.3.1): the images' own, empty where they say none.
     sides = (header.get("Laterality"), header.get("ImageLaterality"))
@@ -136,7 +134,13 @@ def _make_state(
     stamp(state, subject)
     state.PresentationCreationDate, state.PresentationCreationTime = state.ContentDate, state.ContentTime
     del state.ContentDate, state.ContentTime  # of no module of presentation states
-    return state
+    character_set = state.get("SpecificCharacterSet")
+    rows, columns = subject.source.array.shape[1:3]
+    drawings = encode_annotations(
+        outlines, lambda index: _references([subject.source_slices[index]]), (columns, rows), _layer, character_set
+    )
+    annotations = encode_items(state.GraphicAnnotationSequence, character_set) + drawings
+    return with_encoded(state, {"GraphicAnnotationSequence": annotations})
 
 
 def _stand_ins(subject: Subject, indices: Sequence[int]) -> dict[int, Dataset]:
@@ -145,7 +149,7 @@ def _stand_ins(subject: Subject, indices: Sequence[int]) -> dict[int, Dataset]:
     highdicom 0.28 takes several single-frame images or one multi-frame one, of classes that it knows and with
     functional groups; ultrasound clips have none. So references to the images are put right afterwards.
     """
-    first = complete_header(subject.sources[0])
+    first = complete_header(subject.sources[0], subject.says)
     for keyword in ("NumberOfFrames", "TotalPixelMatrixRows", "TotalPixelMatrixColumns"):
         if keyword in first:
             delattr(first, keyword)
@@ -226,64 +230,8 @@ def _annotate(
     return [*layers.values(), banner], annotations
 
 
-def _drawings(subject: Subject, image: Dataset, outlines: Sequence[Outline]) -> list[Dataset]:
-    """What is drawn and written on each image, in the layer of each label: items of the Graphic Annotation Sequence
-    (PS3.3 C.10.5). highdicom's own class looks the image's IOD up for each of them: a minute for ten thousand.
-    """
-    drawn: dict[tuple[int, int], list[Outline]] = {}
-    for outline in outlines:
-        drawn.setdefault((outline.index, outline.label), []).append(outline)
-    items = []
-    for (index, label), together in sorted(drawn.items()):
-        item = Dataset()
-        item.ReferencedImageSequence = _references([subject.source_slices[index]])
-        item.GraphicLayer = _layer(label)
-        item.GraphicObjectSequence = [graphic for outline in together for graphic in _draw(outline, image)]
-        item.TextObjectSequence = [_write(outline, image) for outline in together]
-        items.append(item)
-    return items
-
-
 def _layer(label: int) -> str:
     return f"AI {label}"
-
-
-def _draw(outline: Outline, image: Dataset) -> list[pr.GraphicObject]:
-    identifier, uid = outline.tracking
-    shapes = [("POLYLINE", np.vstack([polygon, polygon[:1]])) for polygon in outline.polygons]
-    if outline.point is not None:
-        shapes.append(("POINT", np.array([outline.point])))
-    graphics = []
-    for kind, points in shapes:
-        coordinates = _from_corner(points, image)
-        graphic = pr.GraphicObject(
-            graphic_type=kind,
-            graphic_data=coordinates[:2],
-            units="PIXEL",
-            tracking_id=identifier,
-            tracking_uid=uid,
-        )
-        graphic.NumberOfGraphicPoints = len(coordinates)
-        # pydicom checks every number that it is given by itself: a minute for a million.
-        values = coordinates.ravel().tolist()
-        graphic["GraphicData"] = DataElement(Tag("GraphicData"), "FL", values, already_converted=True)
-        graphics.append(graphic)
-    return graphics
-
-
-def _write(outline: Outline, image: Dataset) -> pr.TextObject:
-    """The finding's name and value to the right of its uppermost corner; the viewer finds the room for it."""
-    place = outline.point
-    if place is None:
-        largest = max(outline.polygons, key=area)
-        place = min(largest.tolist(), key=lambda corner: (corner[1], -corner[0]))
-    column, row = _from_corner(np.array([place]), image)[0].tolist()
-    return pr.TextObject(outline.text, units="PIXEL", anchor_point=(column, row), anchor_point_visible=False)
-
-
-def _from_corner(points: Polygon, image: Dataset) -> Polygon:
-    """Coordinates from the first pixel's corner (PS3.3 C.10.5.1.2), within the image."""
-    return np.clip(points + 0.5, 0, (image.Columns, image.Rows))
 
 
 def _windows(subject: Subject, headers: _Headers, images: dict[int, Dataset]) -> list[pr.SoftcopyVOILUTTransformation]:

@@ -30,4 +30,4 @@ class House:
     def describe(self, *, model: str, version: str, title: str, kind: str) -> str:
         """What a viewer lists a series under (LO, 64 characters)."""
         names = {"model": model, "version": version, "title": title, "kind": kind}
-        return self.series_description.format_map(names).replace("\\", "/").strip()[:64]
+        return " ".join(self.series_description.format_map(names).replace("\\", "/").split())[:64]

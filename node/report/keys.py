@@ -44,7 +44,7 @@ def make_keys(findings: Findings, objects: Mapping[str, Dataset]) -> Dataset | N
         if ref.frame is not None:
             item.ReferencedSOPSequence[0].ReferencedFrameNumber = ref.frame
     document = KeyObjectSelectionDocument(
-        evidence=[complete_header(images[0]), *images[1:], *results],
+        evidence=[complete_header(images[0], subject.says), *images[1:], *results],
         content=content,
         series_instance_uid=subject.uid("keys", "series"),
         series_number=subject.series_number(Kind.KEYS),

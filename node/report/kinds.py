@@ -81,4 +81,7 @@ def all_of(destinations: Iterable[Takes], kinds: Collection[Kind]) -> Wanted:
     """What is to be made so that every destination gets what it takes of `kinds`; without any, what is usual."""
     takes = list(destinations)
     taken = [kind for kind in kinds if not takes or any(kind in each.kinds for each in takes)]
-    return Wanted(taken, tuple(dict.fromkeys(each.form for each in takes)) or (SegForm.BINARY,))
+    # A form is made for those only who get the segmentation or the report that refers to it.
+    of_segments = {Kind.SEG, Kind.SR} & set(taken)
+    forms = dict.fromkeys(each.form for each in takes if of_segments & set(each.kinds))
+    return Wanted(taken, tuple(forms) or (SegForm.BINARY,))

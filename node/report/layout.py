@@ -19,7 +19,7 @@ from node.report.findings import Findings
 from node.report.fonts import load_font, printable, shorten, wrap
 from node.report.negative import NoResult
 from node.report.page import Panel
-from node.report.subject import Origin, Subject
+from node.report.subject import UNKNOWN, Origin, Subject
 from node.report.table import FAINT, Table
 from node.report.words import CATALOGUE, Words
 
@@ -109,6 +109,8 @@ def render_negative_page(origin: Origin, state: NoResult, sentence: str) -> Imag
         (words.undetermined, wrap(names, load_font(19), WIDTH - 2 * MARGIN, 5)),
         (words.series, [shorten(line, load_font(19), WIDTH - 2 * MARGIN) for line in shown]),
     ):
+        if not lines:
+            continue
         draw.text((MARGIN, y), printable(head), fill=FAINT, font=load_font(16))
         for number, line in enumerate(lines):
             draw.text((MARGIN, y + 26 + 27 * number), line, fill=TEXT, font=load_font(19))
@@ -144,9 +146,11 @@ def _draw_head(page: Image.Image, origin: Origin, facts: Sequence[tuple[str, str
     label = f"{words.model}{words.colon} "
     draw.text((MARGIN, BANNER + 74), label, fill=FAINT, font=load_font(19), anchor="ls")
     indent = load_font(19).getlength(label)
-    model = shorten(f"{origin.model_name} {origin.model_version}", load_font(19), left - 2 * MARGIN - indent)
+    model = shorten(origin.model, load_font(19), left - 2 * MARGIN - indent)
     draw.text((MARGIN + indent, BANNER + 74), model, fill=TEXT, font=load_font(19), anchor="ls")
-    made_by = f"SHA-256 {origin.model_digest[:16]}   radnode {origin.node_version}"
+    made_by = f"radnode {origin.node_version}"
+    if origin.model_digest != UNKNOWN:
+        made_by = f"SHA-256 {origin.model_digest[:16]}   {made_by}"
     draw.text((MARGIN, BANNER + 97), made_by, fill=FAINT, font=load_font(15), anchor="ls")
     for number, (name, value) in enumerate(facts):
         y = BANNER + 31 + 23 * number

@@ -8,6 +8,7 @@ from highdicom import sr
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
+from node.report.kinds import Kind
 from node.report.quiet import quietly
 from node.report.sr import Group, describe, identify_algorithm, make_sr, report_presence
 from node.report.subject import Origin
@@ -17,7 +18,7 @@ class NoResult(StrEnum):
     """Why there is none."""
 
     NOT_APPLICABLE = "not applicable"  # the study holds no input that the model may be run on
-    FAILED = "failed"  # the model was run and gave nothing
+    FAILED = "failed"  # the model was run and gave nothing, or could not be run
 
 
 _STATUS = {  # CID 6042 Status of Results
@@ -36,7 +37,17 @@ def make_negative(origin: Origin, state: NoResult, sentence: str) -> Dataset:
     """
     with quietly():
         groups = [_status(origin, state, sentence), *_undetermined(origin)]
-        return make_sr(origin, groups, name=_name(state, sentence), description=f"AI {state}: {origin.model_name}"[:64])
+        return make_sr(
+            origin,
+            groups,
+            name=_name(state, sentence),
+            description=describe_no_result(origin, state, Kind.SR),
+        )
+
+
+def describe_no_result(origin: Origin, state: NoResult, kind: Kind) -> str:
+    """The site's description of the series, behind what must not be overlooked in a list of series (LO, 64)."""
+    return f"{state}: {origin.series_description(kind)}"[:64].rstrip()
 
 
 def _name(state: NoResult, sentence: str) -> str:

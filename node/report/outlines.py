@@ -94,7 +94,8 @@ def trace(mask: NDArray[np.bool_]) -> list[Polygon]:
 def area(polygon: Polygon) -> float:
     """What a polygon encloses, in pixels; negative for a hole."""
     column, row = polygon.T
-    return float(column @ np.roll(row, -1) - row @ np.roll(column, -1)) / 2
+    last = column[-1] * row[0] - row[-1] * column[0]
+    return float(column[:-1] @ row[1:] - row[:-1] @ column[1:] + last) / 2
 
 
 def bound(outlines: list[Outline]) -> tuple[list[Outline], str]:

@@ -15,9 +15,11 @@ import highdicom as hd
 import numpy as np
 from highdicom.pm import ParametricMap, RealWorldValueMapping
 from numpy.typing import NDArray
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code as PydicomCode
+from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian
 
 from node.dicom.codes import Code
@@ -27,6 +29,7 @@ from node.infer.results import filled_slices
 from node.infer.saliency import Saliency
 from node.report.kinds import Kind
 from node.report.seg import coded, stamp
+from node.report.seg_frames import Place, stream_pixels
 from node.report.slices import refer_to_sources, stand_ins
 from node.report.subject import MANUFACTURER, Subject
 
@@ -64,8 +67,35 @@ def make_maps(subject: Subject, form: Form = "float") -> list[Dataset]:
             shown=(0, CERTAIN) if form == "integer" else (0.0, 1.0),
         )
         says = f"probability of {segment.name}"
-        maps.append(_make(subject, sources, quantity, range(first, stop), ("map", str(label)), number, says))
+        made = _make(subject, sources, quantity, range(first, stop), ("map", str(label)), number, says)
+        if form == "float":
+            _stream(made, values[first:stop].copy())
+        maps.append(made)
     return maps
+
+
+class _Fractions:
+    """Probabilities as they are written, four bytes of each one."""
+
+    bits = 32
+
+    def __init__(self, values: NDArray[np.uint8]):
+        """`values` are (slices, rows, columns), `CERTAIN` for a probability of 1."""
+        self.pixels = values.shape[1] * values.shape[2]
+        self.present = np.ones((len(values), 1), bool)
+        self._values = values
+
+    def encode(self, places: Sequence[Place]) -> bytes:
+        """32 bits per pixel."""
+        return b"".join((self._values[place.slice] / np.float32(CERTAIN)).astype("<f4").tobytes() for place in places)
+
+
+def _stream(made: Dataset, values: NDArray[np.uint8]) -> None:
+    """Let the pixels of a map be made while it is written: those of a hundred segments at once take 40 GB."""
+    planes = _Fractions(values)
+    pixels = stream_pixels(planes, [Place(index, 0) for index in range(len(values))])
+    tag = Tag("FloatPixelData")
+    made[tag] = DataElement(tag, "OF", pixels)
 
 
 def make_saliency_maps(subject: Subject, saliency: Saliency, form: Form = "float") -> list[Dataset]:

@@ -79,7 +79,7 @@ def make_rejection(
         if each.SOPClassUID == _KEY_OBJECT_SELECTION and _is_note(each):
             raise NotAllowed(f"object {each.SOPInstanceUID} is a rejection note, which cannot be withdrawn")
     key = ("rejection", reason, *sorted(objects))
-    note = _Note(created, (complete_header(ordered[0]), *ordered[1:]))
+    note = _Note(created, (complete_header(ordered[0], comment), *ordered[1:]))
     with quietly():
         content = KeyObjectSelection(
             document_title=_TITLES[reason],

@@ -32,7 +32,7 @@ def stand_ins(subject: Subject) -> tuple[Dataset, ...]:
     takes away again.
     """
     source = subject.source
-    first = complete_header(subject.sources[0])
+    first = complete_header(subject.sources[0], subject.says)
     for keyword in _GROUPS:
         if keyword in first:
             delattr(first, keyword)

@@ -14,12 +14,13 @@ _DATES = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 _REFERENCES = ("ReferencedStudySequence", "ReferencedPatientSequence", "ReferencedPerformedProcedureStepSequence")
 
 
-def complete_header(source: Dataset) -> Dataset:
+def complete_header(source: Dataset, says: str = "") -> Dataset:
     """A copy of a source header in which the Type 2 attributes that a result copies are present, empty where unknown.
 
     Empty is also a date or time that is none, such as a birth date of 00000000, and a sex that DICOM does not know;
     references that are incomplete are left out of the copy. Text is in UTF-8 where highdicom does not take the source's
-    character set. Of a name of several values the first counts.
+    character set, and where what the result itself `says` is not ASCII, which that set may not have. Of a name of
+    several values the first counts.
     """
     header = source[:]  # shares the elements, not the set of them as copy.copy does
     for keyword in PATIENT_AND_STUDY_KEYWORDS:
@@ -38,8 +39,9 @@ def complete_header(source: Dataset) -> Dataset:
         except Exception:  # as many kinds as there are ways to be no date
             delattr(header, keyword)  # the element is the source's own: another one takes its place
             setattr(header, keyword, None)
-    if "SpecificCharacterSet" in header and not _is_taken(header.SpecificCharacterSet):
-        del header.SpecificCharacterSet
+    stays = "SpecificCharacterSet" not in header or _is_taken(header.SpecificCharacterSet)
+    if not (stays and says.isascii()):
+        header.pop("SpecificCharacterSet", None)
         header.SpecificCharacterSet = "ISO_IR 192"
     for keyword in _REFERENCES:
         complete = [item for item in header.get(keyword) or () if _is_reference(item)]

@@ -71,7 +71,7 @@ def make_sr(
     `description` is that of the series, where it is not the usual one. The report names the earlier ones of the origin
     as those that it replaces (Predecessor Documents Sequence, PS3.3 C.17.2), which of our objects only an SR can.
     """
-    sources = [complete_header(source) for source in origin.sources]
+    sources = [complete_header(source, origin.says + name + description) for source in origin.sources]
     report = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observe(origin)),
         # CID 100: the modality's own term; which region, the codes of the findings say.

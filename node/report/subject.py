@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Protocol
 
 from pydicom.dataset import Dataset
@@ -18,6 +19,7 @@ from node.report.house import House
 from node.report.kinds import Kind
 
 MANUFACTURER = "radnode"
+UNKNOWN = "unknown"  # version and digest of a model whose package is not here
 
 
 class Dated(Protocol):
@@ -54,6 +56,16 @@ class Origin:
         """A UID of one part of the results."""
         return derive_uid(self.key, *parts)
 
+    @cached_property
+    def says(self) -> str:
+        """All text of results that is not the images' own, to know which characters it has."""
+        return f"{self.house} {self.manifest!r} {self.model_name} {self.model_version} {self.algorithm_parameters()}"
+
+    @property
+    def model(self) -> str:
+        """The model as people read it: name and version, where that is known."""
+        return self.model_name if self.model_version == UNKNOWN else f"{self.model_name} {self.model_version}"
+
     @property
     def device_uid(self) -> str:
         """The UID of the observing device: this model in this version of the node (PS3.16 TID 1004)."""
@@ -66,7 +78,10 @@ class Origin:
     def series_description(self, kind: Kind) -> str:
         """What a viewer lists these results under (LO, 64 characters)."""
         return self.house.describe(
-            model=self.model_name, version=self.model_version, title=self.manifest.title, kind=kind
+            model=self.model_name,
+            version="" if self.model_version == UNKNOWN else self.model_version,
+            title=self.manifest.title,
+            kind=kind,
         )
 
     def algorithm_parameters(self) -> dict[str, str]:

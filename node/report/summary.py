@@ -9,7 +9,7 @@ from node.report.capture import capture
 from node.report.findings import Findings
 from node.report.kinds import Kind
 from node.report.layout import render_negative_page, render_page
-from node.report.negative import NoResult
+from node.report.negative import NoResult, describe_no_result
 from node.report.subject import Origin
 
 
@@ -34,15 +34,17 @@ def make_summary(findings: Findings) -> Dataset:
 def make_negative_summary(origin: Origin, state: NoResult, sentence: str) -> Dataset:
     """The page of a run that gave no result; `sentence` must hold nothing that identifies the patient.
 
-    Its UIDs are not those of the job's summary: a job that is run again and gives a result makes another object.
+    Its UIDs are not those of the job's summary, and another sentence makes another object: a job that is run again
+    gives a result or fails for another reason, and the same UID must always name the same content.
     """
     images = [source for source in origin.sources if "Rows" in source]
     return capture(
         origin,
         render_negative_page(origin, state, sentence),
         Kind.SUMMARY,
-        uid=origin.uid("summary", "no result"),
-        series_uid=origin.uid("summary", "no result", "series"),
+        uid=origin.uid("summary", "no result", state, sentence),
+        series_uid=origin.uid("summary", "no result", state, sentence, "series"),
         refs=[SliceRef(str(source.SOPClassUID), str(source.SOPInstanceUID)) for source in images],
-        derivation=f"{origin.model_name} {origin.model_version} gave no result: {state}",
+        derivation=f"{origin.model} gave no result: {state}",
+        description=describe_no_result(origin, state, Kind.SUMMARY),
     )

@@ -4,7 +4,8 @@ A synthetic label map of irregular organs on a CT series becomes a SEG file: our
 of dcmqi's `itkimage2segimage` in both types. Each runs in a process of its own; memory is the most that the process
 ever held. Ours is timed from the label map in memory to the file on disk, without the interpreter's start and imports;
 dcmqi's time and memory are those of its program, which reads a label map of NRRD without compression and the headers of
-the series. Last comes the SR of as many groups of 8 measurements. All are medians of `--repeat` runs; where others use
+the series. Last comes the SR of as many groups of 8 measurements;
+`--kinds` times further kinds instead. All are medians of `--repeat` runs; where others use
 the machine meanwhile, seconds of CPU say more than those of the clock.
 """
 
@@ -208,6 +209,28 @@ def measure_sr(folder: Path) -> None:
     )
 
 
+def measure_kind(folder: Path, kind: str) -> None:
+    """Print the seconds of measuring the segments and making one further kind of result, down to bytes."""
+    from node.report.findings import measure
+    from node.report.kinds import Kind, Wanted
+    from node.report.results import make_results
+
+    subject = make_subject(folder)
+    before = _peak_mib()
+    clock, cpu = time.perf_counter(), time.process_time()
+    findings = measure(subject)
+    count = len(findings.measurements)
+    measured = time.perf_counter()
+    results = make_results(findings, Wanted(kinds=[Kind(kind)]))
+    size = sum(len(result.encode()) for result in results)
+    figures = {"s": time.perf_counter() - measured, "measured": measured - clock, "cpu": time.process_time() - cpu}
+    print(
+        json.dumps(
+            figures | {"peak": _peak_mib(), "before": before, "segments": count, "objects": len(results), "size": size}
+        )
+    )
+
+
 def run_dcmqi(folder: Path, form: str) -> dict[str, float]:
     """The wall-clock seconds and the peak of dcmqi's converter."""
     command = [
@@ -247,16 +270,31 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=400)
     parser.add_argument("--segments", type=int, default=104)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument(
+        "--kinds", nargs="*", default=[], help="further kinds to time, instead: summary overlay gsps keys"
+    )
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         what, folder = options.measure[0], Path(options.measure[1])
-        measure_sr(folder) if what == "sr" else measure_seg(folder, what)
+        if what == "sr":
+            measure_sr(folder)
+        else:
+            (measure_seg if what in OURS else measure_kind)(folder, what)
         return
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
         prepare(folder, options.slices, options.segments)
         print(f"{options.segments} segments, {options.slices} slices of {SIZE}x{SIZE}, {os.cpu_count()} cores")
+        for kind in options.kinds:
+            found = _median([_run_ours(folder, kind) for _ in range(options.repeat)])
+            print(
+                f"{kind:9} {found['s']:6.2f} s after {found['measured']:.2f} s of measuring  "
+                f"peak {found['peak']:5.0f} MiB  {found['objects']:.0f} objects, {found['size'] / 2**20:.1f} MiB",
+                flush=True,
+            )
+        if options.kinds:
+            return
         for form in OURS:
             peer = _median([run_dcmqi(folder, form) for _ in range(options.repeat)])
             ours = _median([_run_ours(folder, form) for _ in range(options.repeat)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from node.archive.peer_storage import does_accept, note_accepted
 from node.archive.store import Archive
+from node.cli import main
 from node.config import Config
 from node.deliver.dimse import Address, ask_storage
 from node.deliver.peers import Destination
@@ -28,6 +30,24 @@ def test_an_older_toolkit_takes_segmentations_and_no_label_maps(tmp_path: Path) 
         accepted = ask_storage(address, [SEG_STORAGE, LABELMAP_STORAGE])
     assert accepted[SEG_STORAGE]
     assert accepted[LABELMAP_STORAGE] == ()
+
+
+def test_check_names_the_class_that_a_peer_does_not_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.yaml"
+    with storescp(tmp_path / "in") as address:
+        file.write_text(
+            f"""\
+node:   {{storage: ./var, port: {free_port()}}}
+peers:  {{old: {{ae_title: STORESCP, host: 127.0.0.1, port: {address.port}, seg: labelmap}}}}
+models: {{path: .}}
+routes: [{{name: all, when: {{}}, run: [lungs], send_to: [old], results: [seg, summary]}}]
+"""
+        )
+        assert main(["check", "--json", "--config", str(file)]) == 1
+    found = [finding["says"] for finding in json.loads(capsys.readouterr().out) if finding["what"] == "peer old"]
+    assert found[1:] == [
+        "does not accept Label Map Segmentation Storage, which a route sends it: enable that SOP class there"
+    ]
 
 
 def test_a_peer_that_does_not_answer_is_an_error() -> None:

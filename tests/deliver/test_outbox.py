@@ -19,7 +19,9 @@ from node.deliver.dimse import Address
 from node.deliver.peers import Destination
 from node.deliver.service import deliver_due, deliver_until
 from node.demo.pacs import Orthanc, free_port
-from node.errors import NotFound
+from node.errors import NotAllowed, NotFound
+from node.queue.rows import NewResult
+from node.queue.withdrawal import REJECTION, results_to_withdraw, withdraw
 from tests.running_node import wait_until
 
 
@@ -120,6 +122,54 @@ def test_a_person_sends_again(archive: Archive, files: list[Path]) -> None:
     assert len(outbox.due_parcels(archive.database, "pacs")) == 1
     with pytest.raises(NotFound, match="no delivery 99"):
         outbox.retry_delivery(archive.database, 99, "test")
+
+
+def take_back(archive: Archive, *peers: str) -> None:
+    """Withdraw the job's results."""
+    job, _, _ = results_to_withdraw(archive.database, 1)
+    note = NewResult(REJECTION, "2.25.9", "1.2.840.10008.5.1.4.1.1.88.59", "results/note.dcm", 1, peers)
+    withdraw(archive.database, job, note, "test", "quality")
+
+
+def test_what_is_withdrawn_while_it_is_on_its_way_is_not_owed_again(archive: Archive, files: list[Path]) -> None:
+    """A retry would bring it back to the PACS after the note that took it away."""
+    owe(archive, files[:1], "pacs")
+    (parcel,) = outbox.due_parcels(archive.database, "pacs")
+    assert outbox.is_owed(archive.database, parcel)
+    take_back(archive, "pacs")
+    assert not outbox.is_owed(archive.database, parcel)
+    outbox.mark_undelivered(archive.database, parcel, "broke off", permanent=False)
+    make_due(archive)
+    assert [each.kind for each in outbox.due_parcels(archive.database, "pacs")] == [REJECTION]
+    outbox.mark_delivered(archive.database, parcel)  # it had arrived all the same
+    states = {each.kind: each.delivery.state for each in outbox.list_parcels(archive.database)}
+    assert states == {"seg": DeliveryState.DELIVERED, REJECTION: DeliveryState.PENDING}
+
+
+def test_a_round_leaves_out_what_is_withdrawn_meanwhile(
+    archive: Archive, files: list[Path], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owe(archive, files, "pacs")
+    peer = Destination(Address(orthanc.ae_title, "127.0.0.1", orthanc.port, "RADNODE"))
+    mark_delivered = outbox.mark_delivered
+
+    def mark_and_withdraw(*arguments, **named) -> None:
+        mark_delivered(*arguments, **named)
+        take_back(archive, "pacs")
+
+    monkeypatch.setattr("node.deliver.service.mark_delivered", mark_and_withdraw)
+    assert deliver_due(archive.database, archive.storage, "pacs", peer, threading.Event()) == 1
+    states = [each.delivery.state for each in outbox.list_parcels(archive.database) if each.kind != REJECTION]
+    assert sorted(states) == [DeliveryState.DELIVERED, DeliveryState.WITHDRAWN, DeliveryState.WITHDRAWN]
+
+
+def test_nobody_sends_withdrawn_results_again(archive: Archive, files: list[Path]) -> None:
+    owe(archive, files[:1], "pacs")
+    take_back(archive, "pacs")
+    note, seg = outbox.list_parcels(archive.database)
+    with pytest.raises(NotAllowed, match="withdrawn"):
+        outbox.retry_delivery(archive.database, seg.delivery.id, "test")
+    assert outbox.retry_delivery(archive.database, note.delivery.id, "test").kind == REJECTION
 
 
 def test_delays_grow_to_ten_minutes() -> None:

@@ -26,7 +26,7 @@ from node.report.kinds import SegForm
 from tests.report.cases import run
 from tests.report.geometries import small_subject, write_seg
 
-GREY = (JPEGLSLossless, RLELossless, JPEG2000Lossless, DeflatedExplicitVRLittleEndian)
+GREY = (RLELossless, JPEGLSLossless, JPEG2000Lossless, DeflatedExplicitVRLittleEndian)
 COLOUR = (JPEGLSLossless, JPEG2000Lossless, RLELossless, DeflatedExplicitVRLittleEndian)
 
 

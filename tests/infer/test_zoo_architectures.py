@@ -16,7 +16,6 @@ import pytest
 import torch
 from monai.bundle.config_parser import ConfigParser
 
-import node.infer.bundle_config
 from node.dicom.volume import Volume
 from node.errors import ModelError
 from node.infer.bundle import BundleModel
@@ -140,7 +139,7 @@ def test_bounded_memory_gives_the_same_label_map(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("node.infer.bundle.check_labelmap", lambda array, grid, names: array.astype(np.uint16))
     bounded = BundleModel(folder, manifest(segments=meanings), "cpu")
     found = bounded.predict({"image": volume})
-    monkeypatch.setattr(node.infer.bundle_config, "bound_memory", lambda config: False)
+    monkeypatch.setattr("node.infer.bundle.bound_memory", lambda config, recipe=None: False)
     plain = BundleModel(folder, manifest(segments=meanings), "cpu")
     expected = plain.predict({"image": volume})
     steps_of = [{type(step).__name__ for step in model._pieces[1].transforms} for model in (bounded, plain)]

@@ -17,7 +17,7 @@ from node.queue.jobs import NewJob, add_job, list_jobs, requeue_job
 from node.queue.leases import MAXIMUM_ATTEMPTS, claim_job, end_job, fail_attempt, finish_job
 from node.queue.rows import NewResult
 from node.queue.untold import claim_untold, drop_untold, finish_untold
-from node.queue.withdrawal import REJECTION, earlier_reports, results_to_withdraw, withdraw
+from node.queue.withdrawal import REJECTION, earlier_reports, replaced_job, results_to_withdraw, withdraw
 from node.queue.workers import WorkerId
 from node.report.kinds import NO_RESULT
 
@@ -138,6 +138,31 @@ def test_a_route_may_keep_silent(
     assert claim_untold(archive.database, worker) is None
 
 
+@pytest.mark.parametrize("end", ENDS)
+def test_a_peer_of_a_further_route_hears_too(archive: Archive, study_id: int, worker: WorkerId, end) -> None:
+    end(archive, study_id, worker)
+    job = claim_untold(archive.database, worker)
+    assert job is not None
+    add(archive, study_id, replace(JOB, send_to=("ris",)))  # while it is told to the first
+    assert finish_untold(archive.database, job, worker, [TOLD])
+    again = claim_untold(archive.database, worker)
+    assert again is not None
+    assert again.send_to == ["pacs", "ris"]
+    assert finish_untold(archive.database, again, worker, [replace(TOLD, peers=("pacs", "ris"))])
+    add(archive, study_id, replace(JOB, results=("summary",)))  # after it was told
+    assert (last := claim_untold(archive.database, worker)) is not None
+    assert finish_untold(archive.database, last, worker, [TOLD])
+    add(archive, study_id, replace(JOB, send_to=("ris",)))
+    assert claim_untold(archive.database, worker) is None, "the same wish again is no news"
+
+
+def test_one_route_that_tells_is_enough(archive: Archive, study_id: int, worker: WorkerId) -> None:
+    add(archive, study_id, replace(JOB, tell_no_result=False))
+    add(archive, study_id)
+    end_job(archive.database, claim(archive, worker), worker, JobState.FAILED, "no label map")
+    assert claim_untold(archive.database, worker) is not None
+
+
 def test_a_teller_that_dies_leaves_it_to_another(archive: Archive, study_id: int, worker: WorkerId) -> None:
     refuse_at_routing(archive, study_id, worker)
     lost = claim_untold(archive.database, worker)
@@ -184,6 +209,24 @@ def test_a_result_replaces_the_word_that_there_was_none(archive: Archive, study_
     finish_untold(archive.database, job, worker, [TOLD])
     requeue_job(archive.database, job.id, "test")
     assert [report.kind for report in earlier_reports(archive.database, claim(archive, worker))] == [NO_RESULT]
+
+
+def test_what_is_replaced_is_found_behind_the_word_that_there_was_none(
+    archive: Archive, study_id: int, worker: WorkerId
+) -> None:
+    add(archive, study_id)
+    first = claim(archive, worker)
+    assert replaced_job(archive.database, first) is None
+    finish_job(archive.database, first, worker, [SEG, SR], [], "made")
+    add(archive, study_id, replace(JOB, inputs={"image": ("1.1", "1.2")}))
+    end_job(archive.database, claim(archive, worker), worker, JobState.FAILED, "no label map")
+    second = claim_untold(archive.database, worker)
+    assert second is not None
+    finish_untold(archive.database, second, worker, [TOLD])
+    requeue_job(archive.database, second.id, "test")
+    second = claim(archive, worker)
+    assert [report.kind for report in earlier_reports(archive.database, second)] == [NO_RESULT]
+    assert replaced_job(archive.database, second) == first.id
 
 
 def test_withdrawn_results_are_announced_to_those_who_have_them(

@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from node.report.encoded import encode_items, with_encoded
+from node.report.kinds import SegForm
 from node.report.sr import make_sr
 from tests.report.cases import Case
 from tests.report.conftest import CaseOf
@@ -78,6 +79,7 @@ def test_a_report_refers_to_nothing_but_its_evidence(case_of: CaseOf) -> None:
     case = case_of("siemens_ct")
     findings = case.analysis.findings
     assert findings is not None
-    objects = findings.objects()
-    with pytest.raises(ValueError, match=f"refers to {objects['seg'].SOPInstanceUID}, which is no evidence of it"):
-        make_sr(findings.subject, findings.groups(objects))
+    seg = findings.segmentation(SegForm.BINARY)
+    assert seg is not None
+    with pytest.raises(ValueError, match=f"refers to {seg.SOPInstanceUID}, which is no evidence of it"):
+        make_sr(findings.subject, findings.groups(seg))

@@ -53,7 +53,7 @@ def test_it_says_why_and_that_nothing_is_known(
     assert not re.findall(r"^[WEF]: .*", run("dsrdump", "+Pu", file), re.M)
     report = dcmread(file)
     assert not unknown_codes(codes_in(report))
-    assert report.SeriesDescription == f"AI {state}: synthetic"
+    assert report.SeriesDescription == f"{state}: AI unverified: synthetic 1.2.3"
     assert (report.VerificationFlag, report.StudyInstanceUID) == ("UNVERIFIED", origin.sources[0].StudyInstanceUID)
     comments = [item.TextValue for item in items(report) if item.ConceptNameCodeSequence[0].CodeValue == "121106"]
     assert comments == [f"{state}: {SENTENCES[state]}"]

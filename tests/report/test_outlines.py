@@ -19,6 +19,7 @@ from node.report.findings import measure
 from node.report.outlines import MOST_KEY_SLICES, Polygon, area, bound, simplify, trace, trace_labels
 from node.report.scores import ScoreFindings
 from node.report.segments import SegmentFindings
+from node.report.words import show_number
 from tests.report.cases import FIRST, SECOND
 from tests.report.conftest import CaseOf
 from tests.report.predictions import DENSITY, LANDMARKS, classify_breast, detect, make_subject, mark_head, read_planar
@@ -115,8 +116,8 @@ def test_segments_are_outlined_on_their_slices(case_of: CaseOf) -> None:
     assert np.array_equal(again, case.labels)
     volumes = {measured.number: measured.volume_ml for measured in case.measurements}
     assert {(outline.label, outline.number, outline.text) for outline in found} == {
-        (FIRST, 1, f"Right lung {volumes[FIRST]:.1f} mL"),
-        (SECOND, 2, f"Nodule {volumes[SECOND]:.1f} mL"),
+        (FIRST, 1, f"Right lung {show_number(volumes[FIRST], 'mL')} mL"),
+        (SECOND, 2, f"Nodule {show_number(volumes[SECOND], 'mL')} mL"),
     }
 
 

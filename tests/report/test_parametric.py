@@ -170,7 +170,7 @@ def test_the_same_subject_makes_the_same_bytes(shared_data: Path) -> None:
 
 def test_without_probabilities_there_is_no_map(shared_data: Path) -> None:
     subject = make_subject(plan_real(shared_data, "enhanced_asl"))
-    assert make_maps(subject) == []
+    assert make_maps(replace(subject, prediction=replace(subject.labelmap, probabilities=None))) == []
     nowhere = {FIRST: np.zeros(subject.labelmap.array.shape, np.uint8)}
     assert make_maps(replace(subject, prediction=replace(subject.labelmap, probabilities=nowhere))) == []
 

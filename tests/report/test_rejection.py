@@ -125,6 +125,6 @@ def test_a_newer_report_names_the_one_that_it_replaces(case: Case, stored: list[
 def test_a_report_that_is_made_again_replaces_no_other(case: Case, stored: list[Dataset]) -> None:
     origin = dataclasses.replace(case.analysis.subject, previous=tuple(stored))
     again = make_negative(origin, NoResult.FAILED, "twice")
-    own = make_negative(dataclasses.replace(origin, previous=(again,)), NoResult.FAILED, "twice").dataset
+    own = make_negative(dataclasses.replace(origin, previous=(again,)), NoResult.FAILED, "twice")
     assert len(again.PredecessorDocumentsSequence[0].ReferencedSeriesSequence) == len(stored)
     assert "PredecessorDocumentsSequence" not in own

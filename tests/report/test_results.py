@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 import time
 import warnings
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -14,9 +17,16 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from node import __version__
-from node.report.results import make_results
+from node.report.findings import measure
+from node.report.house import House
+from node.report.kinds import Kind, SegForm, Wanted
+from node.report.negative import NoResult
+from node.report.no_result import make_no_result
+from node.report.rejection import RejectionReason, make_rejection
+from node.report.results import Result, make_results
 from tests.report.cases import SECOND, Case, draw_mask, make_case, make_package, run
 from tests.report.conftest import CaseOf
+from tests.report.geometries import small_subject
 
 
 def uids_in(dataset: Dataset) -> Iterator[tuple[str, str]]:
@@ -125,3 +135,29 @@ def test_the_mask_decides_the_bytes(case_of: CaseOf, tmp_path: Path) -> None:
     other = make_case(first.plan, mask, tmp_path)
     for kind, file in other.files.items():
         assert file.read_bytes() != first.files[kind].read_bytes()
+
+
+@pytest.mark.parametrize("character_set", ["", "ISO_IR 100"])
+def test_the_site_s_own_words_are_readable_in_every_kind(tmp_path: Path, character_set: str) -> None:
+    """Whatever character set the images have: a description in Greek is no row of question marks."""
+    subject = small_subject(tmp_path, (6, 32, 32))
+    headers = []
+    for source in subject.sources:
+        header = source[:]
+        header.PatientName = "Mueller^A"
+        if character_set:
+            header.SpecificCharacterSet, header.PatientName = character_set, "Müller^Ä"
+        headers.append(header)
+    house = House(series_description="KI ungeprüft Λ {kind}", banner="KI ungeprüft Λ")
+    subject = dataclasses.replace(subject, sources=tuple(headers), house=house)
+    made = [*make_results(measure(subject), Wanted(tuple(Kind), tuple(SegForm)))]
+    made += make_no_result(subject, NoResult.FAILED, "kein Λ", Wanted(tuple(Kind)))
+    created = datetime(2026, 3, 4, tzinfo=UTC)
+    note = make_rejection([header], RejectionReason.QUALITY, created=created, node_version="0", comment="Λ")
+    made.append(Result("rejection", note))
+    assert {result.kind for result in made} == {*Kind, None}
+    for result in made:
+        read = dcmread(BytesIO(result.encode()))
+        assert "Λ" in str(read), result.name
+        assert str(read.PatientName) == headers[0].PatientName, result.name
+        assert "ungepr?" not in str(read), result.name

@@ -66,6 +66,10 @@ def plain_seg(subject: Subject, form: SegForm) -> Dataset:
     uid = subject.uid("seg", *names, "dimensions")
     for item in (seg.DimensionOrganizationSequence[0], *seg.DimensionIndexSequence):
         item.DimensionOrganizationUID = uid
+    if form is SegForm.LABELMAP:
+        # radnode names the background last, since OHIF takes a segment's colour by its place.
+        background, *segments = seg.SegmentSequence
+        seg.SegmentSequence = [*segments, background]
     # highdicom 0.28 fills odd pixel data with the character 0; PS3.5 8.1.1 asks for the byte 0.
     pixels = int(seg.NumberOfFrames) * seg.Rows * seg.Columns * seg.BitsAllocated
     if -(-pixels // 8) % 2:

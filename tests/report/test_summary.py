@@ -343,6 +343,8 @@ def test_no_result_has_a_page_too(shared_data: Path, tmp_path: Path, state: NoRe
     ]
     again = make_negative_summary(origin, state, SENTENCES[state])
     assert Result("summary", again).encode() == file.read_bytes()
+    other = make_negative_summary(origin, state, "another reason")
+    assert (other.SOPInstanceUID, other.SeriesInstanceUID) != (read.SOPInstanceUID, read.SeriesInstanceUID)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from node.analyse import Analysis, analyse
-from node.commands.run import instances_of, plan_study, read_studies
+from node.commands.run import key_of, plan_study, read_studies
 from node.deliver.dimse import Address, StoreSession
 from node.demo.pacs import Orthanc
 from node.dicom.volume import Volume
 from node.infer.model import open_model
 from node.infer.package import load_package
 from node.infer.results import Boxes
-from node.queue.jobs import job_key
 from node.report.findings import measure
 from node.report.kinds import SegForm
 from node.report.results import Result, make_results
@@ -123,7 +122,7 @@ class Archive:
         self._send(headers)
         package = load_package(PACKAGE)
         plans = plan_study(package, headers)
-        key = job_key(package.name, package.digest, {name: instances_of(plan) for name, plan in plans.items()})
+        key = key_of(package, plans)
         with closing(open_model(package, "cpu", in_process=True)) as model:
             return analyse(package, model, plans, key=key, created=CREATED)
 
