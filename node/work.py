@@ -28,13 +28,11 @@ from node.dicom.header import read_header
 from node.dicom.naming import instances_of, narrow
 from node.dicom.selection import select_input
 from node.errors import ArchiveError, InputRefused, ModelError, OutputRefused, RadnodeError
-from node.infer.command import CommandModel
 from node.infer.device import choose_device
-from node.infer.hosted import LOAD_S, HostedModel, probe_protections
-from node.infer.model import DicomModel, Model, open_model
+from node.infer.hosted import LOAD_S, probe_protections
 from node.infer.package import Package
-from node.infer.packagings import Adapter
 from node.infer.shelf import PackageShelf
+from node.infer.warm import WarmModels
 from node.outcome import keep_results, make_untold, previous_reports, wanted_of, what_peers_take, withdraw_replaced
 from node.queue.leases import LEASE_S, claim_job, end_job, fail_attempt, finish_job, release_job, renew_lease
 from node.queue.untold import claim_untold, drop_untold, finish_untold
@@ -81,62 +79,6 @@ def work_until(stop: threading.Event, archive: Archive, config: Config, *, ready
             stop.wait(2.0)
     bell.close()
     models.close()
-
-
-class WarmModels:
-    """Loaded models, each in a process of its own, as many as there is room for; the most recently used ones stay."""
-
-    def __init__(self, device: str, *, memory_bytes: int | None, warm_bytes: int):
-        """`memory_bytes` is the most that one model may take, `warm_bytes` what all may hold between two jobs."""
-        self.device = device
-        self._memory_bytes = memory_bytes
-        self.warm_bytes = warm_bytes
-        self._models: dict[str, HostedModel] = {}  # by digest, the one that was used last at the end
-        self._asked: HostedModel | CommandModel | None = None  # the one that was asked for last
-
-    def get(self, package: Package) -> Model | DicomModel:
-        """The package's model: loaded, or a process that has begun to load it; a program, which is nothing to keep."""
-        if package.manifest.adapter is Adapter.COMMAND:
-            program = open_model(package, self.device)
-            self._asked = program if isinstance(program, CommandModel) else None
-            return program
-        model = self._models.pop(package.digest, None)
-        if model is not None and model.stopped:  # for a job that is over
-            model.close()
-            model = None
-        if model is None:
-            model = HostedModel(package, self.device, memory_bytes=self._memory_bytes)
-        self._models[package.digest] = self._asked = model
-        return model
-
-    def make_room(self) -> None:
-        """End what was not used for longest until the others fit; the last one stays, however large it is.
-
-        Of a GPU they hold half at most: a model that runs needs more than one that waits. No job runs meanwhile.
-        """
-        self._asked = None
-        held = {digest: (model.resident_bytes, model.cuda_share) for digest, model in self._models.items()}
-        for digest in list(self._models)[:-1]:
-            fits = sum(bytes_ for bytes_, _ in held.values()) <= self.warm_bytes
-            if fits and sum(share for _, share in held.values()) <= 0.5:
-                return
-            del held[digest]
-            self._models.pop(digest).close()
-
-    @property
-    def running(self) -> bool:
-        """Whether the model that was asked for last has its input and runs: it is loaded, and it has not answered."""
-        return self._asked is not None and self._asked.running
-
-    def stop_last(self, why: str) -> None:
-        """Kill the process of the model that was asked for last, from any thread; its run fails with this sentence."""
-        if self._asked is not None:
-            self._asked.stop(why)
-
-    def close(self) -> None:
-        """End all of them."""
-        while self._models:
-            self._models.popitem()[1].close()
 
 
 def plan_inputs(package: Package, wanted: dict[str, list[str]], paths: dict[str, Path]) -> dict[str, InputPlan]:

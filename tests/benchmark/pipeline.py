@@ -56,12 +56,12 @@ def make_study(folder: Path, slices: int, rows: int) -> Path:
 
 @contextlib.contextmanager
 def running(
-    folder: Path, pacs_port: int, models: Path, *, quiet: str, database: str = "", settings: str = ""
+    folder: Path, pacs_port: int, models: Path, *, quiet: str, database: str = "sqlite", settings: str = ""
 ) -> Iterator[RunningNode]:
-    """A whole node at work; `database` is a URL, SQLite without one."""
-    node = RunningNode(folder, pacs_port, quiet=quiet, routes=ROUTES, models=models)
-    more = f"database: {database}\n" if database else ""
-    node.config.write_text(node.config.read_text() + more + settings)
+    """A whole node at work; `database` is as in its configuration."""
+    folder.mkdir()
+    node = RunningNode(folder, pacs_port, quiet=quiet, routes=ROUTES, models=models, database=database)
+    node.config.write_text(node.config.read_text() + settings)
     node.start()
     try:
         yield node

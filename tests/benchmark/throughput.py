@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="radnode-benchmark-")))
-        url = stack.enter_context(running_postgresql()) if options.postgresql else ""
+        url = stack.enter_context(running_postgresql()) if options.postgresql else "sqlite"
         models = make_package(scratch / "models")
         for name, count in (("warm-up", WARM_UP), ("studies", options.studies)):
             for number in range(count):
@@ -62,7 +62,7 @@ def main() -> None:
         used = {role: now - spent[role] for role, now in cpu_seconds(node).items()}
         seconds = last_delivery(archive) - began - QUIET_S
         rate = options.studies / seconds
-        on = "PostgreSQL" if url else "SQLite"
+        on = "PostgreSQL" if options.postgresql else "SQLite"
         print(f"{on}: {rate:.2f} studies/s ({options.studies} in {seconds:.1f} s, sent in {sent - began:.1f} s)")
         print(f"load of the machine: {os.getloadavg()[0]:.1f}")
         print("processor seconds per study:", {role: round(each / options.studies, 3) for role, each in used.items()})
@@ -82,7 +82,7 @@ def last_delivery(archive: Archive) -> float:
 
 def database_seconds(folder: Path, url: str, images: int, repeat: int = 20) -> float:
     """What a study's transactions take with nothing else to do, files' syncs included; the median."""
-    with contextlib.closing(Archive(folder, url or f"sqlite:///{folder / 'radnode.sqlite'}")) as archive:
+    with contextlib.closing(Archive(folder, url if url != "sqlite" else f"sqlite:///{folder / 'radnode.sqlite'}")) as archive:
         life = Life(archive, images)
         times = []
         for _ in range(repeat):
