@@ -36,7 +36,7 @@ from node.infer.failures import explained
 from node.infer.manifest import Manifest, Task
 from node.infer.packagings import Adapter, IntensityStep, Network
 from node.infer.reduce import NoProbabilities, quantise
-from node.infer.results import NO_PROBABILITIES, Certainties, Labelmap, Scores, check_labelmap, keep_sparse
+from node.infer.results import NO_PROBABILITIES, Certainties, Labelmap, Scores, check_labelmap, in_order, keep_sparse
 
 
 class NetworkModel:
@@ -78,7 +78,7 @@ class NetworkModel:
             if other.grid.shape != grid.shape or not np.allclose(other.grid.affine_lps, grid.affine_lps, atol=1e-3):
                 raise InputRefused("the inputs lie on different grids: set onto_first for all but the first of them")
         with explained(self._name, "run"), torch.inference_mode():
-            array = np.stack([volume.array.transpose(2, 1, 0) for volume in volumes])
+            array = np.stack([in_order(volume.array.transpose(2, 1, 0)) for volume in volumes])
             image = MetaTensor(torch.as_tensor(array), affine=torch.as_tensor(grid.affine_ras))
             steps = _volume_steps(self._settings)
             if self._manifest.task is Task.CLASSIFICATION:

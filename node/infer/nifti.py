@@ -42,7 +42,7 @@ def read_labelmap(path: Path, grid: Grid, labels: Mapping[int, str]) -> NDArray[
         raise OutputRefused(f"{_FILE} is damaged ({type(reason).__name__})") from None
     array = array.transpose(axes)
     array = array[tuple(slice(None, None, -1 if back else 1) for back in reversed_)]
-    return check_labelmap(np.ascontiguousarray(array.transpose(2, 1, 0)), grid, labels)
+    return check_labelmap(array.transpose(2, 1, 0), grid, labels)
 
 
 def _match(shape: tuple[int, ...], affine: NDArray[np.float64], grid: Grid) -> tuple[tuple[int, ...], tuple[bool, ...]]:

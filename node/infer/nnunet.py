@@ -79,7 +79,7 @@ class NnUNetModel:
                 return apply_orientation(np.asarray(values).transpose(2, 1, 0), back).transpose(2, 1, 0)
 
             labels = turned(labels)
-        checked = check_labelmap(np.ascontiguousarray(labels), grid, self._manifest.label_names)
+        checked = check_labelmap(labels, grid, self._manifest.label_names)
         if found is None:
             return Labelmap(checked, grid, names[0])
         certain = {label: keep_sparse(turned(values)) for label, values in found.items()}

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from node.dicom.volume import Image, Volume
 from node.errors import ModelError, OutputRefused
 from node.infer.manifest import Input
+from node.infer.results import in_order
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,20 @@ def present(source: Volume | Image, wanted: Input, frame: int | None) -> Present
             MetaTensor(torch.as_tensor(np.ascontiguousarray(array))[None], affine=torch.as_tensor(affine))
         )
         array, affine = np.asarray(tensor)[0], np.asarray(tensor.affine, np.float64)  # pyright: ignore
-    return Presented(array, affine, float("nan"))
+    return Presented(in_order(array), affine, float("nan"))
 
 
 def to_grid(
     tensor: MetaTensor, reference: Volume, mode: Literal["nearest", "bilinear"] = "nearest"
 ) -> NDArray[np.number]:
     """A map (x, y, z) wherever it lies, as (slices, rows, columns) on the reference's grid: by turning where that is
-    enough, which is exact, else by the nearest voxel or between them; background outside.
+    enough, which is exact, else by the nearest voxel or between them; background outside. Its voxels lie in memory as
+    they came (`node.infer.results.in_order`).
     """
     shape = reference.grid.shape[::-1]
     affine = np.asarray(tensor.affine, np.float64)
     if tuple(tensor.shape) == shape and np.allclose(affine, reference.grid.affine_ras, atol=1e-3):
-        return np.ascontiguousarray(_plain(tensor).transpose(2, 1, 0))
+        return _plain(tensor).transpose(2, 1, 0)
     turn = nibabel.orientations.ornt_transform(
         nibabel.orientations.io_orientation(affine), nibabel.orientations.io_orientation(reference.grid.affine_ras)
     )
@@ -65,10 +67,10 @@ def to_grid(
     if np.allclose(turned, reference.grid.affine_ras, atol=1e-3):
         array = nibabel.orientations.apply_orientation(array, turn)
         if array.shape == shape:
-            return np.ascontiguousarray(array.transpose(2, 1, 0))
+            return array.transpose(2, 1, 0)
     resample = SpatialResample(mode=mode, padding_mode="zeros")
     there = resample(tensor[None], dst_affine=torch.as_tensor(reference.grid.affine_ras), spatial_size=shape)
-    return np.ascontiguousarray(_plain(there)[0].transpose(2, 1, 0))  # pyright: ignore[reportArgumentType]
+    return _plain(there)[0].transpose(2, 1, 0)  # pyright: ignore[reportArgumentType]
 
 
 class MemoryReader(ImageReader):

@@ -5,7 +5,9 @@ A prediction is one of five kinds. Labels and classes are the numbers that the m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +19,7 @@ from node.dicom.volume import Grid
 from node.errors import OutputRefused
 
 Certainties = dict[int, NDArray[np.uint8]]  # label to its probabilities on the labels' grid, 255 for certain
+_THREADS = min(4, len(os.sched_getaffinity(0)))  # that copy one array
 NO_PROBABILITIES = "Probabilities are not available: the network's values are not from 0 to 1."
 
 
@@ -105,6 +108,7 @@ def keep_sparse(array: NDArray[Any]) -> NDArray[np.uint8]:
 
     `array` has values from 0 to 255, which are rounded.
     """
+    array = in_order(array)
     sparse = np.zeros(array.shape, np.uint8)
     first, stop = filled_slices(array)
     for index in range(first, stop):
@@ -131,17 +135,55 @@ def check_labelmap(
     shape = grid.shape if isinstance(grid, Grid) else grid
     if array.shape != shape:
         raise OutputRefused(f"the model returned a map of shape {array.shape}, the input's grid is {shape}")
+    with np.errstate(invalid="ignore"):
+        whole = array.astype(np.uint16)
+    if not np.array_equal(whole, array):
+        raise OutputRefused(_explain_values(array))
+    present = values_of(whole)
+    unknown = sorted(set(present) - {0, *labels})
+    if unknown:
+        raise OutputRefused(f"the model returned labels {unknown[:10]} that dicom.yaml does not declare")
+    if 0 not in present:
+        raise OutputRefused("the model marked every voxel of the image: no result is made of that")
+    return in_order(whole)
+
+
+def _explain_values(array: NDArray[np.number]) -> str:
+    """Why values are no labels (0 to 65535)."""
     if not np.isfinite(array).all():
-        raise OutputRefused("the model returned values that are not finite (NaN or infinity)")
+        return "the model returned values that are not finite (NaN or infinity)"
     values = np.unique(array)
     if (fractional := values[values != np.round(values)]).size:
-        raise OutputRefused(
+        return (
             f"the model returned fractional labels (such as {fractional[0]:.3f}): a label map was interpolated "
             "linearly; set the inversion to nearest in dicom.yaml's overrides"
         )
-    unknown = sorted({int(value) for value in values} - {0, *labels})
-    if unknown:
-        raise OutputRefused(f"the model returned labels {unknown[:10]} that dicom.yaml does not declare")
-    if 0 not in values:
-        raise OutputRefused("the model marked every voxel of the image: no result is made of that")
-    return array.astype(np.uint16)
+    beyond = [int(value) for value in values if not 0 <= value <= np.iinfo(np.uint16).max]
+    return f"the model returned labels {beyond[:10]} that dicom.yaml does not declare"
+
+
+def values_of(labels: NDArray[np.uint16]) -> list[int]:
+    """The values that occur, in their order. It counts instead of sorting: 0.2 s for 400x512x512, `np.unique` 0.8 s."""
+    counts = np.zeros(1 << 16, np.int64)
+    for plane in np.moveaxis(labels, int(np.argmax(np.abs(labels.strides))), 0):
+        counts += np.bincount(plane.ravel(order="K"), minlength=1 << 16)
+    return np.flatnonzero(counts).tolist()
+
+
+def in_order(array: NDArray[Any]) -> NDArray[Any]:
+    """An array in C order; itself where it is that.
+
+    One whose axes are reversed, as they are between MONAI's (x, y, z) and (slices, rows, columns), is copied row by
+    row: 0.36 s for 400x512x512 float32, where `np.ascontiguousarray` strides through the memory for 0.97 s.
+    """
+    if array.ndim != 3 or array.flags.c_contiguous or abs(array.strides[0]) > abs(array.strides[2]):
+        return np.ascontiguousarray(array)
+    ordered = np.empty(array.shape, array.dtype)
+
+    def fill(first: int) -> None:
+        for row in range(first, array.shape[1], _THREADS):
+            ordered[:, row] = array[:, row]
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(fill, range(_THREADS)))
+    return ordered
