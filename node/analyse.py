@@ -18,7 +18,7 @@ from node.infer.manifest import Manifest
 from node.infer.model import DicomModel, Model
 from node.infer.package import Package
 from node.infer.regular import inputs_as_seen, prediction_as_sent, saliency_as_sent
-from node.infer.results import DicomObjects, Scores
+from node.infer.results import DicomObjects, Prediction, Scores
 from node.infer.saliency import Saliency, explain_scores
 from node.report.findings import Findings, Measured, measure
 from node.report.house import House
@@ -51,6 +51,17 @@ class Analysis:
         return self.findings.measurements if self.findings else ()
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a model said of a study, before anything is made of it."""
+
+    plan: InputPlan  # of the input that the results refer to
+    source: Volume | Image | None  # None where the model read the files itself
+    prediction: Prediction
+    saliency: Saliency | None
+    seconds: dict[str, float]
+
+
 def analyse(
     package: Package,
     model: Model | DicomModel,
@@ -70,49 +81,75 @@ def analyse(
     `ModelError` when the model fails, `OutputRefused` when what it returned is no result.
     """
     wanted = wanted or Wanted()
-    saliency: Saliency | None = None
-    seconds: dict[str, float] = {}
-    clock = time.monotonic()
+    progress("read")
+    begin = time.monotonic()
+    sources = {} if isinstance(model, DicomModel) else read_sources(plans)
+    read_s = time.monotonic() - begin
+    progress("infer")
+    run = run_model(package, model, plans, sources, key=key, wanted=wanted)
+    run = replace(run, seconds={"read": read_s} | run.seconds)
+    return report(
+        package, run, key=key, created=created, house=house, wanted=wanted, previous=previous, progress=progress
+    )
 
-    def begin(stage: str, before: str = "") -> None:
-        nonlocal clock
-        now = time.monotonic()
-        if before:
-            seconds[before] = now - clock
-        clock = now
-        if stage:
-            progress(stage)
 
-    begin("read")
-    if isinstance(model, DicomModel):  # it reads the files itself
-        begin("infer", "read")
+def read_sources(plans: Mapping[str, InputPlan]) -> dict[str, Volume | Image]:
+    """The voxels of each input; `InputRefused` for those that cannot be read."""
+    return {name: read_input(plan) for name, plan in plans.items()}
+
+
+def run_model(
+    package: Package,
+    model: Model | DicomModel,
+    plans: Mapping[str, InputPlan],
+    sources: Mapping[str, Volume | Image],
+    *,
+    key: str,
+    wanted: Wanted,
+) -> Run:
+    """Run the model on `sources`, or on the files of `plans` where it reads them itself. Errors as of `analyse`."""
+    begin = time.monotonic()
+    if isinstance(model, DicomModel):
         prediction = model.run(plans, key)
-        plan = plans[prediction.input]
-        begin("measure", "infer")
-        if isinstance(prediction, DicomObjects):
-            begin("report", "measure")
-            results = tuple(
-                Result(f"object-{number:03d}", dataset) for number, dataset in enumerate(prediction.datasets, 1)
-            )
-            begin("", "report")
-            return Analysis(plan, None, results, seconds, prediction.remarks)
-        source = read_input(plan)
-    else:
-        sources = {name: read_input(plan) for name, plan in plans.items()}
-        begin("infer", "read")
-        seen = inputs_as_seen(sources, package.manifest)
-        prediction = model.predict(seen)
-        if package.manifest.saliency is not None and isinstance(prediction, Scores) and Kind.MAP in wanted.kinds:
-            prediction, saliency = _explain(model, seen, prediction, package.manifest, sources)
-        prediction = prediction_as_sent(prediction, seen[prediction.input], sources[prediction.input])
-        plan, source = plans[prediction.input], sources[prediction.input]
-        begin("measure", "infer")
+        return Run(plans[prediction.input], None, prediction, None, {"infer": time.monotonic() - begin})
+    saliency: Saliency | None = None
+    seen = inputs_as_seen(sources, package.manifest)
+    prediction = model.predict(seen)
+    if package.manifest.saliency is not None and isinstance(prediction, Scores) and Kind.MAP in wanted.kinds:
+        prediction, saliency = _explain(model, seen, prediction, package.manifest, sources)
+    prediction = prediction_as_sent(prediction, seen[prediction.input], sources[prediction.input])
+    plan, source = plans[prediction.input], sources[prediction.input]
+    return Run(plan, source, prediction, saliency, {"infer": time.monotonic() - begin})
+
+
+def report(
+    package: Package,
+    run: Run,
+    *,
+    key: str,
+    created: datetime,
+    house: House | None = None,
+    wanted: Wanted | None = None,
+    previous: tuple[Dataset, ...] = (),
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Analysis:
+    """Measure what a model said, and make the DICOM results. Arguments and errors as of `analyse`."""
+    progress("measure")
+    begin = time.monotonic()
+    prediction = run.prediction
+    if isinstance(prediction, DicomObjects):
+        progress("report")
+        results = tuple(
+            Result(f"object-{number:03d}", dataset) for number, dataset in enumerate(prediction.datasets, 1)
+        )
+        seconds = run.seconds | {"measure": 0.0, "report": time.monotonic() - begin}
+        return Analysis(run.plan, None, results, seconds, prediction.remarks)
     findings = measure(
         Subject(
             key=key,
             created=created,
-            source=source,
-            sources=plan.headers,
+            source=read_input(run.plan) if run.source is None else run.source,
+            sources=run.plan.headers,
             prediction=prediction,
             manifest=package.manifest,
             model_name=package.name,
@@ -121,13 +158,14 @@ def analyse(
             node_version=__version__,
             house=house or House(),
             previous=previous,
-            saliency=saliency,
+            saliency=run.saliency,
         )
     )
-    begin("report", "measure")
+    progress("report")
+    measured = time.monotonic()
     results = make_results(findings, wanted)
-    begin("", "report")
-    return Analysis(plan, findings, results, seconds, findings.subject.prediction.remarks)
+    seconds = run.seconds | {"measure": measured - begin, "report": time.monotonic() - measured}
+    return Analysis(run.plan, findings, results, seconds, findings.subject.prediction.remarks)
 
 
 def _explain(

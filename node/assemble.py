@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.archive import schema
@@ -71,7 +71,7 @@ def schedule_until(stop: threading.Event, archive: Archive, config: Config) -> N
         except SQLAlchemyError as error:  # the database may be away for a moment; everything is found again
             _log.error("schedule: database: %s", type(error).__name__)
             stop.wait(2.0)
-        stop.wait(POLL_S)
+        stop.wait(_until_next(archive, config.complete.quiet_s))
     counts.close()
 
 
@@ -92,6 +92,21 @@ def complete_studies(archive: Archive, quiet_s: float, listening_since: float = 
     )
     with archive.database.read() as connection:
         return [Study.from_row(row) for row in connection.execute(query)]
+
+
+def _until_next(archive: Archive, quiet_s: float) -> float:
+    """Seconds until the next study is complete if nothing more of it comes, `POLL_S` at most."""
+    columns = schema.studies.c
+    oldest = select(func.min(columns.last_received_at)).where(columns.state == StudyState.RECEIVING)
+    try:
+        with archive.database.read() as connection:
+            last_received_at = connection.scalar(oldest)
+    except SQLAlchemyError:  # the next round says so
+        return POLL_S
+    if last_received_at is None:
+        return POLL_S
+    due_s = last_received_at + quiet_s - time.time()
+    return min(POLL_S, due_s + 0.001) if due_s > 0 else POLL_S  # one that is overdue waits for something else
 
 
 class EarlyStarts:

@@ -363,6 +363,8 @@ class Workers(Section):
     # What the models of one worker may hold together, and one alone at its most; None: what is warm holds half of the
     # machine's memory at most, shared by the workers, and a running model what it wants.
     memory_bytes: Annotated[int, BeforeValidator(_parse_size_bytes)] | None = Field(default=None, alias="memory")
+    # While a model runs, the next study's images are read into memory, where a quarter of what is free holds them.
+    read_ahead: bool = True
 
 
 class Keep(Section):

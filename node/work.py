@@ -1,84 +1,246 @@
 """The life of a worker process: lease a job, run its model, make the results durable, give the lease back.
 
-The model runs in a process of its own (`node.infer.hosted`). A heartbeat thread renews the lease. When the lease is
-lost, the job was cancelled or its time is up, that process is killed and the worker goes on. A worker that does not
-hear of it in `STUCK_S` ends itself; the supervisor starts a fresh one and the queue says what happens to the job.
+The model runs in a process of its own (`node.infer.hosted`). While it does, the images of the job that is probably next
+are read (`node.read_ahead`), and the results of the one before are measured, made and kept: up to three jobs are on
+their way, of which one has the model. Each has a heartbeat (`node.heartbeat`) and ends by itself.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
+from time import monotonic
 
+import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 
-from node.analyse import Analysis, analyse
+from node.analyse import Analysis, Run, read_sources, report, run_model
 from node.archive.records import Job, JobState
 from node.archive.store import Archive
 from node.config import Config
-from node.dicom.assembly import InputPlan, assemble_volumes
+from node.dicom.assembly import InputPlan, assemble_volumes, shape_of
 from node.dicom.header import read_header
 from node.dicom.naming import instances_of, narrow
 from node.dicom.selection import select_input
 from node.errors import ArchiveError, InputRefused, ModelError, OutputRefused, RadnodeError
+from node.heartbeat import Heartbeat
 from node.infer.device import choose_device
-from node.infer.hosted import LOAD_S, probe_protections
+from node.infer.hosted import probe_protections
 from node.infer.package import Package
+from node.infer.packagings import Adapter
 from node.infer.shelf import PackageShelf
 from node.infer.warm import WarmModels
 from node.outcome import keep_results, make_untold, previous_reports, wanted_of, what_peers_take, withdraw_replaced
-from node.queue.leases import LEASE_S, claim_job, end_job, fail_attempt, finish_job, release_job, renew_lease
+from node.queue.leases import claim_job, claim_to_read, end_job, fail_attempt, finish_job, give_back_read
 from node.queue.untold import claim_untold, drop_untold, finish_untold
 from node.queue.workers import WorkerId
+from node.read_ahead import Inputs, ReadAhead
+from node.report.kinds import Takes, Wanted
 from node.wake import Bell, Room, ring
 
 _log = logging.getLogger(__name__)
 
 POLL_S = 0.25
-DRAIN_S = 120.0  # a job that runs when the node stops may take so long; then it is given back
-AROUND_S = LOAD_S + 600.0  # that radnode may take to load a model and read its input, and then for its results
-STUCK_S = 30.0  # that a job may take to end after its model was killed
-EXIT_LOST = 70
 
 
 def work_until(stop: threading.Event, archive: Archive, config: Config, *, ready: Callable[[], None]) -> None:
-    """Run jobs until `stop` is set; the job that is running then is finished, or given back after `DRAIN_S`."""
-    worker = WorkerId.mine()
-    shelf = PackageShelf(config.models.paths, config.models.trusted)
+    """Run jobs until `stop` is set; what is on its way then is finished, or given back after `heartbeat.DRAIN_S`."""
     models = WarmModels(
         choose_device(config.workers.device),
         memory_bytes=config.workers.memory_bytes,
         warm_bytes=config.workers.memory_bytes or _physical_memory() // (2 * config.workers.count),
     )
     _tell_protections(models.device)
+    worker = Worker(stop, archive, config, models)
     bell = Bell(archive.storage, Room.WORK)
     ready()
     while not stop.is_set():
         try:
-            # First what is quick: the peers of a job without a result wait for a sentence only.
-            untold = claim_untold(archive.database, worker)
-            if untold is not None:
-                _tell_no_result(archive, config, untold, worker, shelf)
-                continue
-            job = claim_job(archive.database, worker)
-            if job is None:
+            if not worker.do_next():
                 bell.wait(stop, POLL_S)
-                continue
-            with _Heartbeat(archive, job, worker, stop, _timeout_s(shelf, job), models):
-                _run(archive, config, job, worker, shelf, models)
-            models.make_room()
         except SQLAlchemyError as error:
             _log.error("work: database: %s", type(error).__name__)
             stop.wait(2.0)
+    worker.close()
     bell.close()
     models.close()
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A job that this worker holds."""
+
+    job: Job
+    package: Package
+    takes: Mapping[str, Takes]  # what each of its peers gets
+    wanted: Wanted
+
+
+class Worker:
+    """Runs one job's model at a time."""
+
+    def __init__(self, stop: threading.Event, archive: Archive, config: Config, models: WarmModels):
+        """It works until `stop` is set by whoever calls it."""
+        self._stop, self._archive, self._config, self._models = stop, archive, config, models
+        self._id = WorkerId.mine()
+        self._shelf = PackageShelf(config.models.paths, config.models.trusted)
+        self._ahead = ReadAhead(self._claim_to_read, self._read_ahead)
+        self._reporter = ThreadPoolExecutor(1, thread_name_prefix="report")
+        self._reporting: Future[None] | None = None
+
+    def do_next(self) -> bool:
+        """Take the next piece of work; False when there is none."""
+        # First what is quick: the peers of a job without a result wait for a sentence only.
+        untold = claim_untold(self._archive.database, self._id)
+        if untold is not None:
+            _tell_no_result(self._archive, self._config, untold, self._id, self._shelf)
+            return True
+        job = claim_job(self._archive.database, self._id, loaded=self._models.names, read=self._ahead.job_id)
+        if job is None:
+            return False
+        self._attempt(job)
+        self._models.make_room()
+        return True
+
+    def close(self) -> None:
+        """Wait for the results that are being made."""
+        self._reporter.shutdown()
+
+    def _attempt(self, job: Job) -> None:
+        """Run a job's model and hand what it said to the reporting thread."""
+        beat = self._heartbeat(job)
+        handed_over = False
+        try:
+            with self._ending(job):
+                attempt = self._begin(job)
+                model = self._models.get(attempt.package)  # loads while the headers and voxels are read
+                beat.watch(model)
+                inputs = self._ahead.take(job) or self._read(attempt)
+                assert inputs is not None  # without a limit it is read
+                with self._ahead.meanwhile():
+                    run = run_model(
+                        attempt.package, model, inputs.plans, inputs.sources, key=job.key, wanted=attempt.wanted
+                    )
+                    beat.let_go()
+                    run = replace(run, seconds={"read": inputs.seconds} | run.seconds)
+                    del inputs  # the results are made of less
+                    if self._reporting is not None:
+                        self._reporting.result()  # one at a time: each holds a study
+                    self._reporting = self._reporter.submit(self._report, attempt, run, beat)
+                    handed_over = True
+        finally:
+            if not handed_over:
+                beat.end()
+
+    def _begin(self, job: Job) -> _Attempt:
+        package = _package_of(self._shelf, job)
+        if package.digest != job.model_digest:
+            raise ModelError(
+                f"package {job.model} changed since this job was made (version {job.model_version}, now "
+                f"{package.version}): `radnode reprocess` makes a job for the new one"
+            )
+        takes = what_peers_take(self._config, self._archive.database, job.send_to)
+        return _Attempt(job, package, takes, wanted_of(job, takes))
+
+    def _read(self, attempt: _Attempt, most_bytes: float = float("inf")) -> Inputs | None:
+        """The job's inputs; None where the voxels of them would take more than `most_bytes`."""
+        begin = monotonic()
+        job, package = attempt.job, attempt.package
+        wanted = instances_of(name for names in job.inputs.values() for name in names)
+        plans = plan_inputs(package, job.inputs, self._archive.instance_paths(wanted))
+        sources = {}
+        if package.manifest.adapter is not Adapter.COMMAND:
+            if sum(map(_voxel_bytes, plans.values())) > most_bytes:
+                return None
+            sources = read_sources(plans)
+        return Inputs(job.id, plans, sources, monotonic() - begin)
+
+    def _report(self, attempt: _Attempt, run: Run, beat: Heartbeat) -> None:
+        """Measure what the model said, make the results and end the job; in the reporting thread."""
+        job = attempt.job
+        try:
+            with self._ending(job):
+                analysis = report(
+                    attempt.package,
+                    run,
+                    key=job.key,
+                    created=datetime.fromtimestamp(job.created_at, UTC),
+                    house=self._config.results.house,
+                    wanted=attempt.wanted,
+                    previous=previous_reports(self._archive, job),
+                )
+                self._finish(attempt, analysis)
+        except SQLAlchemyError as error:  # its lease runs out
+            _log.error("job %d: database: %s", job.id, type(error).__name__)
+        finally:
+            beat.end()
+
+    def _finish(self, attempt: _Attempt, analysis: Analysis) -> None:
+        job = attempt.job
+        results = keep_results(self._archive, job, analysis.results, attempt.takes)
+        rows = [row for measurement in analysis.measurements for row in measurement.rows()]
+        story = _tell(analysis)
+        if not finish_job(self._archive.database, job, self._id, results, rows, story, analysis.seconds):
+            _log.warning("job %d: the lease was lost, its results are not taken", job.id)
+            return
+        ring(self._archive.storage, Room.DELIVER)
+        _log.info("job %d done: %s, %s", job.id, job.model, story)
+        if self._config.results.withdraw_replaced:
+            withdraw_replaced(self._archive, self._config, job)
+
+    def _claim_to_read(self) -> Job | None:
+        if self._stop.is_set() or not self._config.workers.read_ahead:
+            return None
+        return claim_to_read(self._archive.database, self._id, loaded=self._models.names)
+
+    def _read_ahead(self, job: Job) -> Inputs | None:
+        """Read a job's inputs and give it back; whatever is wrong with them ends it now."""
+        beat = self._heartbeat(job)
+        try:
+            with self._ending(job):
+                inputs = self._read(self._begin(job), most_bytes=_free_memory() / 4)
+                return inputs if give_back_read(self._archive.database, job, self._id) else None
+        finally:
+            beat.end()
+        return None
+
+    def _heartbeat(self, job: Job) -> Heartbeat:
+        package = self._shelf.look_up(job.model)
+        timeout_s = package.manifest.timeout_s if isinstance(package, Package) else 60.0
+        return Heartbeat(self._archive.database, job, self._id, self._stop, timeout_s).start()
+
+    @contextmanager
+    def _ending(self, job: Job) -> Iterator[None]:
+        """Whatever is raised within ends the attempt in the queue; what the database raises goes on."""
+        database = self._archive.database
+        try:
+            yield
+        except InputRefused as error:
+            end_job(database, job, self._id, JobState.REFUSED, str(error))
+            _log.info("job %d refused: %s", job.id, error)
+        except OutputRefused as error:
+            end_job(database, job, self._id, JobState.FAILED, str(error))
+            _log.error("job %d failed: %s", job.id, error)
+        except SQLAlchemyError:
+            raise
+        except ArchiveError as error:  # no room for the result: the next attempt may find some
+            fail_attempt(database, job, self._id, str(error))
+            _log.error("job %d: %s", job.id, error)
+        except RadnodeError as error:
+            fail_attempt(database, job, self._id, str(error))
+            _log.error("job %d: attempt %d: %s", job.id, job.attempts, error)
+        except Exception as error:  # the outermost loop of a worker: the attempt failed, the worker goes on
+            fail_attempt(database, job, self._id, f"{type(error).__name__} in radnode: see the log of the node")
+            _log.exception("job %d: attempt %d", job.id, job.attempts)
 
 
 def plan_inputs(package: Package, wanted: dict[str, list[str]], paths: dict[str, Path]) -> dict[str, InputPlan]:
@@ -105,59 +267,6 @@ def plan_inputs(package: Package, wanted: dict[str, list[str]], paths: dict[str,
             )
         plans[input_name] = select_input(named, package.manifest.inputs[input_name]).plan
     return plans
-
-
-def _run(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: PackageShelf, models: WarmModels) -> None:
-    """One attempt, and its end in the queue whatever happened."""
-    database = archive.database
-    try:
-        package = _package_of(shelf, job)
-        if package.digest != job.model_digest:
-            raise ModelError(
-                f"package {job.model} changed since this job was made (version {job.model_version}, now "
-                f"{package.version}): `radnode reprocess` makes a job for the new one"
-            )
-        wanted = instances_of(name for names in job.inputs.values() for name in names)
-        model = models.get(package)  # loads while the headers and voxels are read
-        plans = plan_inputs(package, job.inputs, archive.instance_paths(wanted))
-        created = datetime.fromtimestamp(job.created_at, UTC)
-        takes = what_peers_take(config, database, job.send_to)
-        analysis = analyse(
-            package,
-            model,
-            plans,
-            key=job.key,
-            created=created,
-            house=config.results.house,
-            wanted=wanted_of(job, takes),
-            previous=previous_reports(archive, job),
-        )
-        results = keep_results(archive, job, analysis.results, takes)
-        rows = [row for measurement in analysis.measurements for row in measurement.rows()]
-        if finish_job(database, job, worker, results, rows, _tell(analysis), analysis.seconds):
-            ring(archive.storage, Room.DELIVER)
-            _log.info("job %d done: %s on %d instances, %s", job.id, job.model, len(wanted), _tell(analysis))
-            if config.results.withdraw_replaced:
-                withdraw_replaced(archive, config, job)
-        else:
-            _log.warning("job %d: the lease was lost, its results are not taken", job.id)
-    except InputRefused as error:
-        end_job(database, job, worker, JobState.REFUSED, str(error))
-        _log.info("job %d refused: %s", job.id, error)
-    except OutputRefused as error:
-        end_job(database, job, worker, JobState.FAILED, str(error))
-        _log.error("job %d failed: %s", job.id, error)
-    except SQLAlchemyError:
-        raise
-    except ArchiveError as error:  # no room for the result: the next attempt may find some
-        fail_attempt(database, job, worker, str(error))
-        _log.error("job %d: %s", job.id, error)
-    except RadnodeError as error:
-        fail_attempt(database, job, worker, str(error))
-        _log.error("job %d: attempt %d: %s", job.id, job.attempts, error)
-    except Exception as error:  # the outermost loop of a worker: the attempt failed, the worker goes on
-        fail_attempt(database, job, worker, f"{type(error).__name__} in radnode: see the log of the node")
-        _log.exception("job %d: attempt %d", job.id, job.attempts)
 
 
 def _package_of(shelf: PackageShelf, job: Job) -> Package:
@@ -202,9 +311,15 @@ def _name_series(name: str) -> str:
     return series if number.isdecimal() else name
 
 
-def _timeout_s(shelf: PackageShelf, job: Job) -> float:
-    package = shelf.look_up(job.model)
-    return package.manifest.timeout_s if isinstance(package, Package) else 60.0
+def _voxel_bytes(plan: InputPlan) -> int:
+    """What an input takes once it is read."""
+    return math.prod(shape_of(plan)) * np.dtype(np.float32).itemsize
+
+
+def _free_memory() -> int:
+    """Bytes that can be taken without swapping (proc(5))."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 def _physical_memory() -> int:
@@ -218,89 +333,3 @@ def _tell_protections(device: str) -> None:
             _log.log(logging.INFO if protection.holds else logging.WARNING, "models run with %s", protection)
     except ModelError as error:
         _log.error("work: %s", error)
-
-
-class _Heartbeat:
-    """Renews a job's lease while the job runs, and kills its model when that is no longer this worker's business.
-
-    The package's `timeout_s` counts while its model runs; what radnode does before and after has `AROUND_S` each.
-    """
-
-    def __init__(
-        self,
-        archive: Archive,
-        job: Job,
-        worker: WorkerId,
-        stop: threading.Event,
-        timeout_s: float,
-        models: WarmModels,
-    ):
-        self._models = models
-        self._archive, self._job, self._worker, self._stop = archive, job, worker, stop
-        self._timeout_s = timeout_s
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        database, job, worker = self._archive.database, self._job, self._worker
-        renew_at = time.monotonic() + LEASE_S / 3
-        give_back_at: float | None = None
-        lost_at = time.monotonic() + LEASE_S
-        stuck_at: float | None = None  # the model was killed, the job should be over
-        why = ""
-        running, since = False, time.monotonic()
-        while not self._done.wait(0.5):
-            now = time.monotonic()
-            if self._models.running != running:
-                running, since = not running, now
-            if stuck_at is not None:
-                self._models.stop_last(why)  # the job may only now have come to ask for its model
-                if now >= stuck_at:
-                    sentence = "it did not end when its model was killed"
-                    self._try(partial(fail_attempt, database, job, worker, sentence))
-                    self._leave(f"job {job.id}: stuck")
-                continue
-            if now >= since + (self._timeout_s if running else AROUND_S):
-                why = f"it took longer than {AROUND_S:.0f} s to load it and read its input, or to make its results"
-                if running:
-                    why = f"it ran longer than {self._timeout_s:.0f} s (timeout_s in dicom.yaml)"
-                self._models.stop_last(why)
-                stuck_at = now + STUCK_S
-            if self._stop.is_set():
-                give_back_at = give_back_at or now + DRAIN_S
-                if now >= give_back_at:
-                    self._try(partial(release_job, database, job, worker))
-                    self._leave(f"job {job.id}: given back, the node stops")
-            if now >= renew_at:
-                try:
-                    if not renew_lease(database, job, worker):
-                        why = "the job was cancelled, or its lease was lost"
-                        self._models.stop_last(why)
-                        stuck_at = now + STUCK_S
-                    renew_at, lost_at = now + LEASE_S / 3, now + LEASE_S
-                except SQLAlchemyError as error:
-                    _log.error("job %d: lease not renewed: %s", job.id, type(error).__name__)
-                    renew_at = now + 2.0
-                    if now >= lost_at:
-                        self._leave(f"job {job.id}: no database for {LEASE_S:.0f} s, the lease has run out")
-
-    def _try(self, step: Callable[[], None]) -> None:
-        """What this thread does at its end must not end it before: without the database the lease runs out."""
-        try:
-            step()
-        except SQLAlchemyError as error:
-            _log.error("job %d: database: %s", self._job.id, type(error).__name__)
-
-    def _leave(self, why: str) -> None:
-        if self._done.is_set():  # the job ended in this moment; nothing is to be stopped
-            return
-        _log.error("%s; this worker process ends", why)
-        logging.shutdown()
-        os._exit(EXIT_LOST)

@@ -6,14 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from node.work import EXIT_LOST
+from node.heartbeat import EXIT_LOST
 
 # A worker in a process of its own, as it ends itself. Its job never ends and asks for no model.
 WORKER = """
 import sys, threading, time
 from pathlib import Path
 from sqlalchemy import insert, text
-from node import work
+from node import heartbeat
 from node.queue.jobs import NewJob, add_job
 from node.queue.leases import claim_job
 from node.queue.workers import WorkerId
@@ -21,7 +21,7 @@ from node.archive import schema
 from node.archive.records import StudyState
 from node.archive.store import Archive
 
-work.STUCK_S = work.DRAIN_S = 0.0
+heartbeat.STUCK_S = heartbeat.DRAIN_S = 0.0
 archive = Archive(Path(sys.argv[1]), f"sqlite:///{sys.argv[1]}/radnode.sqlite")
 with archive.database.write() as connection:
     study = dict(study_uid="1.2", state=StudyState.ROUTED, instances=1, first_received_at=0.0, last_received_at=0.0)
@@ -36,20 +36,21 @@ stop = threading.Event()
 timeout_s = 600.0
 
 class Asked:  # a model that was asked for, as far as a heartbeat looks at it
-    running = sys.argv[2] == "runs too long"
+    running = True
     stop = staticmethod(print)
 
 match sys.argv[2]:
     case "stops":
         stop.set()
     case "stuck":
-        work.AROUND_S = 0.0
+        heartbeat.AROUND_S = 0.0
     case "reads" | "runs too long":
         timeout_s = 0.0
-models = work.WarmModels("cpu", memory_bytes=None, warm_bytes=0)
-models._asked = Asked
-with work._Heartbeat(archive, job, worker, stop, timeout_s, models):
-    time.sleep(2 if sys.argv[2] == "reads" else 30)
+beat = heartbeat.Heartbeat(archive.database, job, worker, stop, timeout_s).start()
+if sys.argv[2] == "runs too long":
+    beat.watch(Asked)
+time.sleep(2 if sys.argv[2] == "reads" else 30)
+beat.end()
 """
 
 

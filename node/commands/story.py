@@ -97,7 +97,9 @@ def explain_job(job: Job, now: float, pauses: Sequence[Pause] = ()) -> str:
         since = duration(now - max(job.queued_at, job.not_before))
         return f"{job.reason}; waits for a worker since {since}".removeprefix("; ")
     if job.state is JobState.RUNNING:
-        ran = duration(now - (job.started_at or now))
+        if job.started_at is None:
+            return "its images are read ahead"
+        ran = duration(now - job.started_at)
         # host of `node.queue.workers.WorkerId`, the only part of it that people know
         host = (job.lease_owner or "").partition("/")[0]
         return f"attempt {job.attempts} runs since {ran}" + (f" on {host}" if host else "")

@@ -131,6 +131,11 @@ class HostedModel:
         self._drop()
 
     @property
+    def name(self) -> str:
+        """The package's name."""
+        return self._package.name
+
+    @property
     def stopped(self) -> bool:
         """Whether `stop` ended its process and no run was told of it yet."""
         return self._host is not None and bool(self._host.stopped)

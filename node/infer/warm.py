@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from node.infer.command import CommandModel
 from node.infer.hosted import HostedModel
-from node.infer.model import DicomModel, Model, open_model
 from node.infer.package import Package
 from node.infer.packagings import Adapter
 
@@ -18,21 +17,18 @@ class WarmModels:
         self._memory_bytes = memory_bytes
         self.warm_bytes = warm_bytes
         self._models: dict[str, HostedModel] = {}  # by digest, the one that was used last at the end
-        self._asked: HostedModel | CommandModel | None = None  # the one that was asked for last
 
-    def get(self, package: Package) -> Model | DicomModel:
+    def get(self, package: Package) -> HostedModel | CommandModel:
         """The package's model: loaded, or a process that has begun to load it; a program, which is nothing to keep."""
         if package.manifest.adapter is Adapter.COMMAND:
-            program = open_model(package, self.device)
-            self._asked = program if isinstance(program, CommandModel) else None
-            return program
+            return CommandModel(package.folder, package.manifest, self.device)
         model = self._models.pop(package.digest, None)
         if model is not None and model.stopped:  # for a job that is over
             model.close()
             model = None
         if model is None:
             model = HostedModel(package, self.device, memory_bytes=self._memory_bytes)
-        self._models[package.digest] = self._asked = model
+        self._models[package.digest] = model
         return model
 
     def make_room(self) -> None:
@@ -40,7 +36,6 @@ class WarmModels:
 
         Of a GPU they hold half at most: a model that runs needs more than one that waits. No job runs meanwhile.
         """
-        self._asked = None
         held = {digest: (model.resident_bytes, model.cuda_share) for digest, model in self._models.items()}
         for digest in list(self._models)[:-1]:
             fits = sum(bytes_ for bytes_, _ in held.values()) <= self.warm_bytes
@@ -50,14 +45,9 @@ class WarmModels:
             self._models.pop(digest).close()
 
     @property
-    def running(self) -> bool:
-        """Whether the model that was asked for last has its input and runs: it is loaded, and it has not answered."""
-        return self._asked is not None and self._asked.running
-
-    def stop_last(self, why: str) -> None:
-        """Kill the process of the model that was asked for last, from any thread; its run fails with this sentence."""
-        if self._asked is not None:
-            self._asked.stop(why)
+    def names(self) -> frozenset[str]:
+        """The models that are loaded, or about to be."""
+        return frozenset(model.name for model in self._models.values())
 
     def close(self) -> None:
         """End all of them."""

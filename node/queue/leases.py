@@ -7,7 +7,7 @@ that kills its worker is stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, or_, select, update
@@ -24,54 +24,92 @@ from node.queue.workers import WorkerId
 LEASE_S = 60.0  # renewed every third of it
 MAXIMUM_ATTEMPTS = 3
 RETRY_DELAYS_S = (5.0, 30.0)  # before the second and the third attempt
+LEFT_S = 1.0  # a job that waits for longer was left by every worker that is free
 
 
-def claim_job(database: Database, worker: WorkerId, models: Sequence[str] | None = None) -> Job | None:
+def claim_job(
+    database: Database, worker: WorkerId, *, loaded: Collection[str] = (), read: int | None = None
+) -> Job | None:
     """Lease the next job to `worker` (`node.queue.order`); None when nothing waits that may start here.
 
-    With `models` only one of these. The attempt is counted here.
+    `loaded` are the models that run here without being loaded; `read` is the job whose images were read ahead here,
+    which goes before others of its lane. The attempt is counted here.
     """
     now = time.time()
-    with database.read() as connection:  # no write lock is taken while there is nothing to do
-        lanes = waiting_lanes(connection, now)
-        if not lanes:
-            return None
-        pauses, recent = pauses_in(connection), last_started(connection)
-    if are_workers_paused(pauses, worker.host):
-        return None
-    held = paused_models(pauses)
-    wanted = [lane for lane in lanes if lane.model not in held and (models is None or lane.model in models)]
-    for lane in in_turn(wanted, recent, now):  # the next one where others took all that was in it
-        if job := _take(database, worker, lane, now):
+    for lane in _lanes(database, worker, now, loaded):  # the next one where others took all that was in it
+        if job := _take(database, worker, lane, now, read):
             return job
     return None
 
 
-def _take(database: Database, worker: WorkerId, lane: Lane, now: float) -> Job | None:
-    """Lease the oldest waiting job of a lane; None when none is left."""
+def claim_to_read(database: Database, worker: WorkerId, *, loaded: Collection[str] = ()) -> Job | None:
+    """Lease for a while the job that is probably next here, to read its images ahead; `give_back_read` ends it.
+
+    Only one that has waited for `LEFT_S`: no worker is free for it. A reading that kills the worker is an attempt.
+    """
+    now = time.time()
+    for lane in _lanes(database, worker, now, loaded):
+        if lane.queued_at <= now - LEFT_S and (job := _take(database, worker, lane, now, starts=False)):
+            return job
+    return None
+
+
+def give_back_read(database: Database, job: Job, worker: WorkerId) -> bool:
+    """Its images are read: it waits again, as if nothing had been; False when the lease was lost meanwhile."""
+    with database.write() as connection:
+        attempts = schema.jobs.c.attempts - 1
+        queued = {"state": JobState.QUEUED, "attempts": attempts, "lease_owner": None, "lease_until": None}
+        return _held(connection, job, worker, **queued)
+
+
+def _lanes(database: Database, worker: WorkerId, now: float, loaded: Collection[str]) -> list[Lane]:
+    """The lanes that may give this worker its next job, in their order."""
+    with database.read() as connection:  # no write lock is taken while there is nothing to do
+        lanes = waiting_lanes(connection, now)
+        if not lanes:
+            return []
+        pauses, recent = pauses_in(connection), last_started(connection)
+    if are_workers_paused(pauses, worker.host):
+        return []
+    held = paused_models(pauses)
+    return in_turn([lane for lane in lanes if lane.model not in held], recent, now, loaded)
+
+
+def _take(
+    database: Database, worker: WorkerId, lane: Lane, now: float, read: int | None = None, *, starts: bool = True
+) -> Job | None:
+    """Lease the job `read` of a lane, else its oldest; None when none is left. One that does not start yet is only
+    leased, and its story does not tell of it.
+    """
     columns = schema.jobs.c
     waiting = select(columns.id).where(
         columns.state == JobState.QUEUED, columns.lane == lane.name, columns.not_before <= now
     )
-    waiting = waiting.order_by(columns.queued_at, columns.id).limit(1)
+    first = waiting.order_by(columns.queued_at, columns.id).limit(1)
+    changes = {
+        "state": JobState.RUNNING,
+        "attempts": columns.attempts + 1,
+        "lease_owner": str(worker),
+        "lease_until": now + LEASE_S,
+    }
+    if starts:
+        changes |= {"started_at": now, "reason": ""}
     with database.write() as connection:
-        row = connection.execute(
-            update(schema.jobs)
-            .where(columns.id == waiting.with_for_update(skip_locked=True).scalar_subquery())
-            .values(
-                state=JobState.RUNNING,
-                attempts=columns.attempts + 1,
-                lease_owner=str(worker),
-                lease_until=now + LEASE_S,
-                started_at=now,
-                reason="",
-            )
-            .returning(schema.jobs)
-        ).first()
-        if row is None:
+        for which in (first,) if read is None else (waiting.where(columns.id == read), first):
+            row = connection.execute(
+                update(schema.jobs)
+                .where(columns.id == which.with_for_update(skip_locked=True).scalar_subquery())
+                .values(**changes)
+                .returning(schema.jobs)
+            ).first()
+            if row is not None:
+                break
+        else:
             return None
         job = Job.from_row(row)
-        record_event(connection, "work", study_uid_of(connection, job), f"{job.model}: attempt {job.attempts} started")
+        if starts:
+            study_uid = study_uid_of(connection, job)
+            record_event(connection, "work", study_uid, f"{job.model}: attempt {job.attempts} started")
     return job
 
 

@@ -1,4 +1,5 @@
-"""Which waiting job is next: the more urgent first, then sources in turn, then the one that waits longest.
+"""Which waiting job is next: the more urgent first, then what needs no model loaded, then sources in turn, then the one
+that waits longest.
 
 The waiting jobs of one source, one model and one priority are a lane, and in a lane the oldest is next. So a choice
 looks at one job for each lane, found by an index, however many wait behind it.
@@ -6,7 +7,7 @@ looks at one job for each lane, found by an index, however many wait behind it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from node.priority import Priority
 
 AGED_S = 3600.0  # a job that waited for so long has a claim to a start out of its turn ...
 STARTS = 10  # ... one of so many, for its priority
+COLD_S = 30.0  # that a job may wait longer because a worker goes on with the models that it has loaded
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,23 @@ def lane_of(source: str, model: str, priority: Priority) -> str:
     return "\\".join((source, model, priority))
 
 
-def in_turn(lanes: Sequence[Lane], last_started: Sequence[Priority], now: float) -> list[Lane]:
+def in_turn(
+    lanes: Sequence[Lane], last_started: Sequence[Priority], now: float, loaded: Collection[str] = ()
+) -> list[Lane]:
     """The lanes in the order in which they give the next job.
 
-    The more urgent priority comes first; within it the source whose last start is longest ago; of one source the job
-    that waits longest. So that nothing waits for ever, one of `STARTS` starts goes to each lower priority whose oldest
-    job waited for more than `AGED_S`; it never goes before STAT. `last_started` are the priorities of the last
-    `STARTS` - 1 starts.
+    The more urgent priority comes first; within it a job whose model is `loaded` here, for as long as none of another
+    model waits more than `COLD_S`; then the source whose last start is longest ago; of one source the job that waits
+    longest. So that nothing waits for ever, one of `STARTS` starts goes to each lower priority whose oldest job waited
+    for more than `AGED_S`; it never goes before STAT. `last_started` are the priorities of the last `STARTS` - 1
+    starts.
     """
-    ordered = sorted(lanes, key=lambda lane: (lane.priority.rank, lane.source_started_at, lane.queued_at, lane.name))
+
+    def turn(lane: Lane) -> tuple[object, ...]:
+        cold = bool(loaded) and lane.model not in loaded and now - lane.queued_at <= COLD_S
+        return (lane.priority.rank, cold, lane.source_started_at, lane.queued_at, lane.name)
+
+    ordered = sorted(lanes, key=turn)
     if not ordered or ordered[0].priority is Priority.STAT:
         return ordered
     aged = [lane for lane in lanes if now - lane.queued_at > AGED_S and lane.priority not in last_started]

@@ -26,8 +26,8 @@ from node.dicom.volume import Grid, SliceRef, Volume
 from node.errors import ModelError, OutputRefused
 from node.infer.hosted import LOAD_S, HostedModel, probe_protections
 from node.infer.package import Package, load_package
-from node.infer.wire import keep_in_memory_file, make_memory_file
 from node.infer.warm import WarmModels
+from node.infer.wire import keep_in_memory_file, make_memory_file
 from tests.infer.test_bundle import configuration
 from tests.running_node import wait_until
 
@@ -460,7 +460,7 @@ def test_a_stop_while_the_study_is_read_ends_that_job_and_not_the_next(arena: Ar
     model = models.get(package)
     assert isinstance(model, HostedModel)
     model.load()
-    models.stop_last("the job was cancelled")
+    model.stop("the job was cancelled")
     with pytest.raises(ModelError, match=r"^model stopped: the job was cancelled$"):
         model.predict({"image": volume(0)})
     for is_loaded in (True, False):  # the job ended before it asked the model, say for an input that is refused
@@ -468,7 +468,7 @@ def test_a_stop_while_the_study_is_read_ends_that_job_and_not_the_next(arena: Ar
         assert isinstance(model, HostedModel)
         if is_loaded:
             model.load()
-        models.stop_last("the job was cancelled")
+        model.stop("the job was cancelled")
         model = models.get(package)
         assert isinstance(model, HostedModel)
         assert label_of(model, 0) == REFUSED
@@ -487,6 +487,7 @@ def test_warm_models_stay_within_their_memory(arena: Arena) -> None:
     models.make_room()
     assert None not in (one.pid, two.pid)
     assert models.get(first) is one
+    assert models.names == {"warm1", "warm2"}
     models.warm_bytes = 1
     models.make_room()
     assert one.pid is not None, "the last one stays, however large it is"

@@ -18,7 +18,7 @@ from node.archive.store import Archive
 from node.priority import Priority
 from node.queue.jobs import NewJob, add_job, list_jobs, prioritise_job, requeue_job
 from node.queue.leases import claim_job, fail_attempt, fail_overdue, finish_job, renew_lease
-from node.queue.order import AGED_S, STARTS, Lane, in_turn, lane_of
+from node.queue.order import AGED_S, COLD_S, STARTS, Lane, in_turn, lane_of
 from node.queue.pauses import EVERY_HOST, Held, list_pauses, pause, resume
 from node.queue.untold import claim_untold
 from node.queue.workers import WorkerId
@@ -44,6 +44,17 @@ def test_the_more_urgent_goes_first_then_the_source_that_was_served_longest_ago(
         lane("E", BACKGROUND, waited_s=3000),
     ]
     assert sources(in_turn(lanes, [ROUTINE] * 9, NOW)) == ["D", "C", "B", "A", "E"]
+
+
+def test_a_model_that_is_loaded_goes_on_until_another_has_waited_for_long() -> None:
+    fresh = lane("A", ROUTINE, waited_s=1, started=NOW, model="loaded")
+    cold = lane("B", ROUTINE, waited_s=COLD_S - 1, model="cold")
+    assert sources(in_turn([cold, fresh], [], NOW, {"loaded"})) == ["A", "B"]
+    assert sources(in_turn([cold, fresh], [], NOW)) == ["B", "A"], "where nothing is loaded nothing goes before"
+    late = lane("B", ROUTINE, waited_s=COLD_S + 1, model="cold")
+    assert sources(in_turn([fresh, late], [], NOW, {"loaded"})) == ["B", "A"]
+    urgent = lane("C", URGENT, model="cold")
+    assert sources(in_turn([fresh, urgent], [], NOW, {"loaded"})) == ["C", "A"]
 
 
 def test_one_start_of_ten_goes_to_what_waited_long_but_never_before_stat() -> None:
@@ -154,12 +165,6 @@ def test_what_waits_for_its_next_attempt_is_passed(archive: Archive, worker: Wor
     second = claim(archive, worker)
     assert second.id != first.id
     assert claim_job(archive.database, worker) is None
-
-
-def test_only_the_models_that_are_asked_for(archive: Archive, worker: WorkerId) -> None:
-    queue(archive, study(archive, "CT1"))
-    assert claim_job(archive.database, worker, ["spleen"]) is None
-    assert claim_job(archive.database, worker, ["spleen", "lungs"]) is not None
 
 
 def test_a_paused_model_waits_and_goes_on(archive: Archive, worker: WorkerId) -> None:
