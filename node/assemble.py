@@ -94,18 +94,21 @@ def complete_studies(archive: Archive, quiet_s: float, listening_since: float = 
         return [Study.from_row(row) for row in connection.execute(query)]
 
 
-def _until_next(archive: Archive, quiet_s: float) -> float:
-    """Seconds until the next study is complete if nothing more of it comes, `POLL_S` at most."""
+def next_completion(archive: Archive) -> float | None:
+    """When the study that waits for longest was last received; None when none is being received."""
     columns = schema.studies.c
     oldest = select(func.min(columns.last_received_at)).where(columns.state == StudyState.RECEIVING)
+    with archive.database.read() as connection:
+        return connection.scalar(oldest)
+
+
+def _until_next(archive: Archive, quiet_s: float) -> float:
+    """Seconds until the next study is complete if nothing more of it comes, `POLL_S` at most."""
     try:
-        with archive.database.read() as connection:
-            last_received_at = connection.scalar(oldest)
+        last_received_at = next_completion(archive)
     except SQLAlchemyError:  # the next round says so
         return POLL_S
-    if last_received_at is None:
-        return POLL_S
-    due_s = last_received_at + quiet_s - time.time()
+    due_s = 0.0 if last_received_at is None else last_received_at + quiet_s - time.time()
     return min(POLL_S, due_s + 0.001) if due_s > 0 else POLL_S  # one that is overdue waits for something else
 
 
