@@ -37,8 +37,8 @@ def add_options(command: ArgumentParser) -> None:
     command.add_argument("--slots", type=_whole, metavar="K", help="plan with so many worker slots")
     command.add_argument("--receivers", type=_whole, metavar="K", help="plan with so many receivers")
     command.add_argument(
-        "--overlap", action="store_true",
-        help="a slot reads the next study and encodes the last one while the model runs",
+        "--no-overlap", dest="overlap", action="store_false",
+        help="a slot does not read the next study and report the last one while the model runs",
     )  # fmt: skip
     command.add_argument(
         "--hours", type=_hours, metavar="A-B",
