@@ -68,7 +68,9 @@ def test_a_model_is_measured_here(tmp_path: Path, capsys: pytest.CaptureFixture[
     from tests.infer.tiny import MANIFEST, bundle_files, write
 
     folder = write(tmp_path / "marker", bundle_files() | {"dicom.yaml": MANIFEST.encode()})
-    write_series(tmp_path / "study", np.full((6, 8, 10), 900, np.int16))
+    array = np.zeros((6, 8, 10), np.int16)
+    array[2:4] = 900
+    write_series(tmp_path / "study", array)
     found = told(capsys, "--model", f"{folder}/", "--study", str(tmp_path / "study"), "--device", "cpu", "--days", "1")
     assert found["models"][0]["slot"]["fixed_s"] > 0.1
     assert found["slot_kind"] == "CPU"
