@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -171,17 +172,20 @@ class StoreSession:
 
         `DeliveryError` otherwise; it is permanent when the peer understood the request and will never take this object.
         """
-        meta = read_file_meta_info(file)
-        sop_class, syntax = meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID
-        accepted = {c.transfer_syntax[0] for c in self._association.accepted_contexts if c.abstract_syntax == sop_class}
-        if not accepted:
-            raise DeliveryError(
-                f"{self._address} does not accept {name_uid(sop_class)}: enable that SOP class at the peer"
-            )
-        if syntax not in accepted and syntax not in LITTLE_ENDIAN:
-            raise DeliveryError(f"{self._address} does not accept {name_uid(sop_class)} as {syntax.name}")
         try:
+            meta = read_file_meta_info(file)
+            sop_class, syntax = meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID
+            contexts = self._association.accepted_contexts
+            accepted = {context.transfer_syntax[0] for context in contexts if context.abstract_syntax == sop_class}
+            if not accepted:
+                raise DeliveryError(
+                    f"{self._address} does not accept {name_uid(sop_class)}: enable that SOP class at the peer"
+                )
+            if syntax not in accepted and syntax not in LITTLE_ENDIAN:
+                raise DeliveryError(f"{self._address} does not accept {name_uid(sop_class)} as {syntax.name}")
             answer = self._store(file, syntax, accepted)
+        except OSError as error:
+            raise DeliveryError(f"{file.name} cannot be read ({error.strerror or type(error).__name__})") from error
         except (RuntimeError, ValueError, AttributeError) as error:
             raise DeliveryError(f"could not send to {self._address}: {error}") from error
         code = answer.get("Status")
@@ -195,16 +199,29 @@ class StoreSession:
         """
         best = next((each for each in candidates(file) if each in accepted), None) if self._compress else None
         if best is not None:
-            with TemporaryDirectory(prefix="radnode-") as folder:  # nobody else can look into it
-                compressed = Path(folder) / "compressed.dcm"
-                try:
-                    compress(file, compressed, best)
-                except (RuntimeError, ValueError) as error:  # an encoder's; what it is to be sent as is the same
-                    _log.warning("%s is sent as it is, not as %s: %s", file.name, best.name, error)
-                else:
-                    if compressed.stat().st_size < file.stat().st_size:
-                        return self._association.send_c_store(compressed, priority=0)
+            with ExitStack() as stack:
+                smaller = _compressed(file, best, stack)
+                if smaller is not None:
+                    return self._association.send_c_store(smaller, priority=0)
         return self._association.send_c_store(file if syntax in accepted else dcmread(file), priority=0)
+
+
+def _compressed(file: Path, syntax: UID, stack: ExitStack) -> Path | None:
+    """The object in a file that goes with `stack`; None where that cannot be made or is no smaller: an encoder does not
+    take it, or there is no room for temporary files. What is to be sent as it is arrives all the same.
+    """
+    try:
+        # Nobody else can look into the folder.
+        folder = stack.enter_context(TemporaryDirectory(prefix="radnode-", ignore_cleanup_errors=True))
+        target = Path(folder) / "compressed.dcm"
+        compress(file, target, syntax)
+        return target if target.stat().st_size < file.stat().st_size else None
+    except OSError as error:
+        why = f"no temporary file could be written ({error.strerror or type(error).__name__})"
+    except (RuntimeError, ValueError) as error:  # the encoder's
+        why = str(error)
+    _log.warning("%s is sent as it is, not as %s: %s", file.name, syntax.name, why)
+    return None
 
 
 def judge_status(code: int, comment: str, address: Address) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -199,6 +200,50 @@ def test_pixels_that_no_encoder_takes_are_sent_as_they_are(tmp_path: Path, caplo
     (received,) = (tmp_path / "in").iterdir()
     assert dcmread(received).PixelData == seg.PixelData
     assert "seg.dcm is sent as it is, not as JPEG-LS Lossless Image Compression: " in caplog.text
+
+
+@pytest.fixture
+def full_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A tmpfs without a byte left, where temporary files go."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], check=True)
+    try:
+        with (folder / "ballast").open("wb", buffering=0) as ballast, pytest.raises(OSError, match="No space left"):
+            while True:
+                ballast.write(bytes(4096))
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.mounts
+def test_without_room_to_compress_it_is_sent_as_it_is(
+    tmp_path: Path, full_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_seg(small_subject(tmp_path / "images", (7, 40, 48)), tmp_path / "seg.dcm")
+    with (
+        storescp(tmp_path / "in", "+xa") as address,
+        StoreSession(address, [tmp_path / "seg.dcm"], compress=True) as session,
+    ):
+        assert session.send(tmp_path / "seg.dcm") == ""
+        assert session.send(tmp_path / "seg.dcm") == ""
+    (received,) = (tmp_path / "in").iterdir()
+    assert dcmread(received).file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert "no temporary file could be written (No space left on device)" in caplog.text
+    assert [path.name for path in full_folder.iterdir()] == ["ballast"]
+
+
+def test_a_file_that_is_gone_is_told_and_the_next_is_sent(tmp_path: Path) -> None:
+    write_seg(small_subject(tmp_path / "images", (7, 40, 48)), tmp_path / "seg.dcm")
+    shutil.copy(tmp_path / "seg.dcm", tmp_path / "gone.dcm")
+    files = [tmp_path / "gone.dcm", tmp_path / "seg.dcm"]
+    with storescp(tmp_path / "in", "+xa") as address, StoreSession(address, files, compress=True) as session:
+        files[0].unlink()
+        with pytest.raises(DeliveryError, match=r"gone\.dcm cannot be read \(No such file or directory\)"):
+            session.send(files[0])
+        assert session.send(files[1]) == ""
 
 
 def test_orthanc_takes_every_form_compressed(tmp_path: Path) -> None:
