@@ -24,6 +24,7 @@ from pynetdicom.sop_class import (
 )
 
 from node.association import ANSWER_TIMEOUT_S, LITTLE_ENDIAN, Address, Connection
+from node.deliver.remarks import clean_comment
 from node.dicom.commitment import WELL_KNOWN_INSTANCE, Request, request_of
 from node.dicom.encode import candidates, compress
 from node.dicom.uid import name_uid
@@ -191,7 +192,7 @@ class StoreSession:
         code = answer.get("Status")
         if code is None:
             raise DeliveryError(f"{self._address} broke off or did not answer within {ANSWER_TIMEOUT_S:.0f} s")
-        return judge_status(code, str(answer.get("ErrorComment", "")), self._address)
+        return judge_status(code, clean_comment(str(answer.get("ErrorComment") or ""), file), self._address)
 
     def _store(self, file: Path, syntax: UID, accepted: set[UID]) -> Dataset:
         """Compressed where that is wanted and smaller, else as it lies where the peer takes that, else re-encoded

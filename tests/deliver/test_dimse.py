@@ -25,7 +25,9 @@ from pydicom.uid import (
     RLELossless,
     SegmentationStorage,
 )
+from pynetdicom import AE
 from pynetdicom.acse import ACSE
+from pynetdicom.events import EVT_C_STORE
 
 from node.deliver.dimse import Address, StoreSession, echo, judge_status
 from node.demo.pacs import Orthanc, free_port
@@ -209,9 +211,7 @@ def full_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], check=True)
     try:
-        with (folder / "ballast").open("wb", buffering=0) as ballast, pytest.raises(OSError, match="No space left"):
-            while True:
-                ballast.write(bytes(4096))
+        (folder / "ballast").write_bytes(bytes(shutil.disk_usage(folder).free))
         monkeypatch.setattr(tempfile, "tempdir", str(folder))
         yield folder
     finally:
@@ -280,6 +280,27 @@ def test_no_association_asks_for_more_than_128_contexts(tmp_path: Path) -> None:
     with storescp(tmp_path / "in", "+xa") as address, StoreSession(address, files, compress=True) as session:
         assert session.send(tmp_path / "seg.dcm") == ""
     assert len(list((tmp_path / "in").iterdir())) == 1
+
+
+def test_what_a_peer_says_is_one_line_without_the_patient(tmp_path: Path) -> None:
+    """A PACS that has another name under this ID says so with both."""
+    seg = write_seg(small_subject(tmp_path / "images", (4, 24, 32)), tmp_path / "seg.dcm")
+    status = Dataset()
+    status.Status, status.ErrorComment = 0xA900, f"no {seg.PatientID}\x1b[2J here, but of 'Doe'"
+    peer = AE("PEER")
+    peer.add_supported_context(SegmentationStorage)
+    server = peer.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(EVT_C_STORE, lambda event: status)])
+    assert server is not None
+    address = Address("PEER", "127.0.0.1", server.server_address[1], "RADNODE")
+    try:
+        with (
+            StoreSession(address, [tmp_path / "seg.dcm"]) as session,
+            pytest.raises(DeliveryError) as caught,
+        ):
+            session.send(tmp_path / "seg.dcm")
+    finally:
+        server.shutdown()
+    assert str(caught.value).endswith("answered status 0xA900 (no ... [2J here, but of 'Doe')")
 
 
 @pytest.mark.parametrize(
