@@ -142,7 +142,7 @@ class StoreSession:
             sop_class = meta.MediaStorageSOPClassUID
             wanted.setdefault(sop_class, set()).add(meta.TransferSyntaxUID)
             if compress:
-                smaller |= dict.fromkeys((sop_class, syntax) for syntax in candidates(file))
+                smaller |= dict.fromkeys((sop_class, syntax) for syntax in _candidates(file))
         contexts = []
         for sop_class, syntaxes in sorted(wanted.items()):
             # One context for each compressed syntax, so that accepting one does not exclude the others.
@@ -198,13 +198,33 @@ class StoreSession:
         """Compressed where that is wanted and smaller, else as it lies where the peer takes that, else re-encoded
         between explicit and implicit VR.
         """
-        best = next((each for each in candidates(file) if each in accepted), None) if self._compress else None
+        best = next((each for each in _candidates(file) if each in accepted), None) if self._compress else None
         if best is not None:
             with ExitStack() as stack:
                 smaller = _compressed(file, best, stack)
                 if smaller is not None:
                     return self._association.send_c_store(smaller, priority=0)
-        return self._association.send_c_store(file if syntax in accepted else dcmread(file), priority=0)
+        return self._association.send_c_store(file if syntax in accepted else _read(file), priority=0)
+
+
+def _read(file: Path) -> Dataset:
+    try:
+        return dcmread(file)
+    except OSError:
+        raise
+    except Exception as error:  # pydicom raises many kinds over a damaged file, and quotes what stands there
+        raise DeliveryError(
+            f"{file.name} is damaged ({type(error).__name__}): reprocess the study", permanent=True
+        ) from error
+
+
+def _candidates(file: Path) -> tuple[UID, ...]:
+    """What would make the object smaller; nothing where that cannot be told, which is no reason not to send it."""
+    try:
+        return candidates(file)
+    except Exception as error:  # as in `_read`
+        _log.warning("%s is sent as it is: its header cannot be read (%s)", file.name, type(error).__name__)
+        return ()
 
 
 def _compressed(file: Path, syntax: UID, stack: ExitStack) -> Path | None:
@@ -219,8 +239,8 @@ def _compressed(file: Path, syntax: UID, stack: ExitStack) -> Path | None:
         return target if target.stat().st_size < file.stat().st_size else None
     except OSError as error:
         why = f"no temporary file could be written ({error.strerror or type(error).__name__})"
-    except (RuntimeError, ValueError) as error:  # the encoder's
-        why = str(error)
+    except Exception as error:  # pydicom's or an encoder's: of many kinds, and they quote what the object holds
+        why = f"it cannot be compressed ({type(error).__name__})"
     _log.warning("%s is sent as it is, not as %s: %s", file.name, syntax.name, why)
     return None
 

@@ -15,7 +15,7 @@ from node.archive import schema
 from node.archive.records import DeliveryState, JobState, StudyState
 from node.archive.store import Archive
 from node.deliver import outbox
-from node.deliver.dimse import Address
+from node.deliver.dimse import Address, StoreSession
 from node.deliver.peers import Destination
 from node.deliver.service import deliver_due, deliver_until
 from node.demo.pacs import Orthanc, free_port
@@ -111,6 +111,36 @@ def test_a_damaged_object_is_given_up_and_the_others_go(archive: Archive, files:
     failed = outbox.list_parcels(archive.database, states=[DeliveryState.FAILED])
     assert {parcel.path for parcel in failed} == {"results/0.dcm", "results/1.dcm"}
     assert all("reprocess" in parcel.delivery.reason for parcel in failed)
+
+
+def test_an_object_without_its_syntax_is_given_up_and_the_others_go(
+    archive: Archive, files: list[Path], orthanc: Orthanc
+) -> None:
+    owe(archive, files, "pacs")
+    (archive.storage / "results" / "0.dcm").write_bytes(bytes(128) + b"DICM\2\0\0\0UL\4\0" + bytes(4))
+    peer = Destination(Address(orthanc.ae_title, "127.0.0.1", orthanc.port, "RADNODE"), compress=True)
+    assert deliver_due(archive.database, archive.storage, "pacs", peer, threading.Event()) == 2
+    (failed,) = outbox.list_parcels(archive.database, states=[DeliveryState.FAILED])
+    assert failed.delivery.reason == "its file in results/ cannot be read (AttributeError): reprocess the study"
+
+
+def test_whatever_comes_of_one_object_the_others_go(
+    archive: Archive, files: list[Path], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reason says no more than the kind of the error: what pydicom says quotes values of elements."""
+    owe(archive, files, "pacs")
+    peer = Destination(Address(orthanc.ae_title, "127.0.0.1", orthanc.port, "RADNODE"))
+    send = StoreSession.send
+
+    def stumble(session: StoreSession, file: Path) -> str:
+        if file.name == "0.dcm":
+            raise KeyError("DOE^JANE")
+        return send(session, file)
+
+    monkeypatch.setattr(StoreSession, "send", stumble)
+    assert deliver_due(archive.database, archive.storage, "pacs", peer, threading.Event()) == 2
+    (waiting,) = outbox.list_parcels(archive.database, states=[DeliveryState.PENDING])
+    assert waiting.delivery.reason == "KeyError in radnode: see the log of the node"
 
 
 def test_a_person_sends_again(archive: Archive, files: list[Path]) -> None:
