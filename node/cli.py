@@ -136,9 +136,13 @@ def build_parser() -> argparse.ArgumentParser:
     _config(command)
     _json(command)
     _limit(command)
-    command = _command(noun, "retry", "listing:retry_delivery", "send one again at once")
-    command.add_argument("delivery", type=int, metavar="DELIVERY")
-    _config(command)
+    for name, function, says in (
+        ("retry", "retry_delivery", "send one again at once"),
+        ("give-up", "give_up_delivery", "owe one no longer: its study may be forgotten"),
+    ):
+        command = _command(noun, name, f"listing:{function}", says)
+        command.add_argument("delivery", type=int, metavar="DELIVERY")
+        _config(command)
 
     _add_models(_noun(commands, "models", "model packages"))
     _add_workers(_noun(commands, "workers", "the processes that run models"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -39,7 +40,7 @@ def check(options: Namespace) -> int:
         findings.append(
             Finding("configuration", "good", f"{path}, {len(config.routes)} routes, {len(config.peers)} peers")
         )
-        for look in (_storage, _models, _routes, _peers, _ports, _tls, _web, _accelerator, _protections):
+        for look in (look_at_storage, _models, _routes, _peers, _ports, _tls, _web, _accelerator, _protections):
             findings += look(config)
     if options.json:
         print_json([asdict(finding) for finding in findings])
@@ -48,7 +49,8 @@ def check(options: Namespace) -> int:
     return 1 if any(finding.verdict == "wrong" for finding in findings) else 0
 
 
-def _storage(config: Config) -> Iterator[Finding]:
+def look_at_storage(config: Config) -> Iterator[Finding]:
+    """The folder, its disk and the database in use: what is paused, and what holds old studies."""
     storage = config.node.storage
     place = next(folder for folder in (storage, *storage.parents) if folder.exists())
     if not os.access(place, os.W_OK | os.X_OK):
@@ -61,12 +63,17 @@ def _storage(config: Config) -> Iterator[Finding]:
     try:
         if storage.exists():
             from node.archive.open import open_archive
+            from node.archive.retention import count_kept
             from node.queue.pauses import list_pauses
 
             archive = open_archive(config)
             yield Finding("database", "good", "opens, schema as expected")
             for pause in list_pauses(archive.database):
                 yield Finding("queue", "note", f"{pause} (since {local_time(pause.since)})")
+            kept = count_kept(archive.database, time.time() - config.keep.studies_s)
+            if kept.studies:
+                says = f"{kept.studies} studies are older than keep.studies and stay: {kept}"
+                yield Finding("retention", "note", f"{says} (docs/operations.md, Old studies that stay)")
             archive.close()
     except RadnodeError as error:
         yield Finding("database", "wrong", str(error))

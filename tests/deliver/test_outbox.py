@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
-from sqlalchemy import insert, update
+from sqlalchemy import Table, insert, update
 
 from node.archive import schema
-from node.archive.records import DeliveryState, JobState, StudyState
+from node.archive.records import CommitmentState, DeliveryState, JobState, StudyState
+from node.archive.retention import count_kept
 from node.archive.store import Archive
 from node.deliver import outbox
 from node.deliver.dimse import Address, StoreSession
@@ -200,6 +201,57 @@ def test_nobody_sends_withdrawn_results_again(archive: Archive, files: list[Path
     with pytest.raises(NotAllowed, match="withdrawn"):
         outbox.retry_delivery(archive.database, seg.delivery.id, "test")
     assert outbox.retry_delivery(archive.database, note.delivery.id, "test").kind == REJECTION
+
+
+def test_what_is_given_up_is_owed_no_longer_and_forgotten_in_time(archive: Archive, files: list[Path]) -> None:
+    """A delivery that its peer refuses holds its study however old it is, and says so."""
+    owe(archive, files[:2], "pacs")
+    first, second = outbox.list_parcels(archive.database)
+    outbox.mark_delivered(archive.database, first)
+    assert str(count_kept(archive.database, 1.0)) == "1 with a delivery that is still tried"
+    outbox.mark_undelivered(archive.database, second, "status 0xA900", permanent=True)
+    assert archive.forget_finished(before=1e12) == []
+    kept = count_kept(archive.database, 1.0)
+    assert (kept.studies, kept.why) == (1, {"a delivery that its peer refuses": 1})
+    assert count_kept(archive.database, 0.0).studies == 0
+    with pytest.raises(NotAllowed, match=f"delivery {first.delivery.id} is delivered: nothing of it is owed"):
+        outbox.give_up(archive.database, first.delivery.id, "test")
+    outbox.give_up(archive.database, second.delivery.id, "test")
+    assert archive.events("1.2.3")[-1].what == "seg to pacs: given up by hand after 1 attempts"
+    assert count_kept(archive.database, 1.0).studies == 0
+    assert archive.forget_finished(before=1e12) == ["1.2.3"]
+    with pytest.raises(NotFound, match=f"no delivery {second.delivery.id}"):
+        outbox.give_up(archive.database, second.delivery.id, "test")
+
+
+def test_a_result_that_a_peer_does_not_answer_for_is_given_up(archive: Archive, files: list[Path]) -> None:
+    owe(archive, files[:1], "pacs")
+    (parcel,) = outbox.list_parcels(archive.database)
+    outbox.mark_delivered(archive.database, parcel, commitment=True)
+    assert count_kept(archive.database, 1.0).why == {"a result that its peer has yet to answer for": 1}
+    refused = {"commitment": CommitmentState.REFUSED, "commitment_due_at": None}
+    with archive.database.write() as connection:
+        connection.execute(update(schema.deliveries).values(refused))
+    assert count_kept(archive.database, 1.0).why == {"a result that its peer does not answer for": 1}
+    outbox.give_up(archive.database, parcel.delivery.id, "test")
+    assert archive.forget_finished(before=1e12) == ["1.2.3"]
+
+
+@pytest.mark.parametrize(
+    ("table", "values", "why"),
+    [
+        (schema.jobs, {"state": JobState.QUEUED}, "a job that is not finished"),
+        (schema.jobs, {"untold": True}, "a job that is not finished"),
+        (schema.studies, {"state": StudyState.QUARANTINED}, "content that is in quarantine"),
+    ],
+)
+def test_what_else_holds_an_old_study(archive: Archive, table: Table, values: dict[str, object], why: str) -> None:
+    owe(archive, [])
+    assert count_kept(archive.database, 1.0).studies == 0
+    with archive.database.write() as connection:
+        connection.execute(update(table).values(values))
+    assert count_kept(archive.database, 1.0).why == {why: 1}
+    assert archive.forget_finished(before=1e12) == []
 
 
 def test_delays_grow_to_ten_minutes() -> None:
