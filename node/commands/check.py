@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from node.commands.output import local_time, print_json, print_table
-from node.config import Config, find_config, load_config
+from node.config import Config, Route, find_config, load_config
 from node.errors import ConfigError, DeliveryError, RadnodeError
+from node.report.kinds import Kind
 
 if TYPE_CHECKING:
     from node.deliver.dimse import Address
@@ -115,6 +116,12 @@ def _peers(config: Config) -> Iterator[Finding]:
     from node.deliver.peers import destinations
 
     for name, peer in destinations(config).items():
+        if gets_reports_alone(config, name):
+            says = (
+                "gets reports (sr) without the segmentations (seg) that they refer to: numbers are in them, "
+                "outlines are not (docs/results.md, A report without its segmentation)"
+            )
+            yield Finding(f"peer {name}", "note", says)
         try:
             seconds = echo(peer.address)
             refused = _refused(config, name, peer.address)
@@ -134,14 +141,24 @@ def _refused(config: Config, name: str, address: Address) -> list[str]:
     from node.dicom.uid import name_uid
     from node.report.kinds import storage_classes
 
-    peer = config.peers[name]
-    kinds = {kind for route in config.routes if name in route.send_to for kind in route.results}
-    if peer.results is not None:
-        kinds &= set(peer.results)
-    wanted = storage_classes(kinds, peer.seg)
+    kinds = {kind for route in config.routes for kind in _sent(config, route, name)}
+    wanted = storage_classes(kinds, config.peers[name].seg)
     if not wanted:
         return []
     return [name_uid(each) for each, syntaxes in ask_storage(address, wanted).items() if not syntaxes]
+
+
+def gets_reports_alone(config: Config, name: str) -> bool:
+    """Whether a route sends a peer reports and not the segmentations that they may refer to."""
+    sent = [_sent(config, route, name) for route in config.routes]
+    return any(Kind.SR in kinds and Kind.SEG not in kinds for kinds in sent)
+
+
+def _sent(config: Config, route: Route, name: str) -> set[Kind]:
+    """The kinds of results that a route sends a peer."""
+    taken = config.peers[name].results
+    kinds = set(route.results) if name in route.send_to else set()
+    return kinds if taken is None else kinds & set(taken)
 
 
 def _ports(config: Config) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from sqlalchemy import insert
 from node.archive import schema
 from node.archive.records import CommitmentState, Delivery, DeliveryState, Job, JobState, Study, StudyState
 from node.archive.store import Archive
-from node.commands.check import look_at_storage
+from node.commands.check import gets_reports_alone, look_at_storage
 from node.commands.listing import show_study
 from node.commands.story import (
     explain_commitment,
@@ -192,3 +192,25 @@ def test_check_says_what_holds_old_studies(tmp_path: Path) -> None:
     assert finding.says.startswith(
         "1 studies are older than keep.studies and stay: 1 with a delivery that is still tried (docs/operations.md"
     )
+
+
+@pytest.mark.parametrize(
+    ("taken", "made", "alone"),
+    [
+        ("", "[seg, sr]", False),
+        (", results: [sr]", "[seg, sr]", True),
+        (", results: [sr, seg]", "[seg, sr]", False),
+        ("", "[sr, summary]", True),
+        (", results: [summary]", "[sr, summary]", False),
+    ],
+)
+def test_check_knows_who_gets_reports_without_their_segmentation(
+    *, tmp_path: Path, taken: str, made: str, alone: bool
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"node: {{storage: {tmp_path / 'var'}}}\nmodels: {{path: {tmp_path}}}\n"
+        f"peers: {{pacs: {{ae_title: A, host: h, port: 104{taken}}}}}\n"
+        f"routes: [{{name: r, when: {{}}, run: [m], send_to: [pacs], results: {made}}}]\n"
+    )
+    assert gets_reports_alone(load_config(config), "pacs") is alone
