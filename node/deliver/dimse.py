@@ -46,10 +46,7 @@ def echo(address: Address) -> float:
     started = time.monotonic()
     with Connection(address, [(Verification, LITTLE_ENDIAN)]) as association:
         status = association.send_c_echo()
-    code = status.get("Status")
-    if code != 0x0000:
-        said = "no answer" if code is None else f"status 0x{code:04X}"
-        raise DeliveryError(f"{address} accepted the association but answered C-ECHO with {said}")
+    _demand_success(status, f"{address} accepted the association but answered C-ECHO")
     return time.monotonic() - started
 
 
@@ -80,10 +77,7 @@ def report_commitment(address: Address, report: Dataset, event_type_id: int) -> 
             )
         except (RuntimeError, ValueError) as error:
             raise DeliveryError(f"could not report to {address}: {error}") from error
-    code = status.get("Status")
-    if code != 0x0000:
-        said = "no answer" if code is None else f"status 0x{code:04X}"
-        raise DeliveryError(f"{address} answered the storage commitment report with {said}")
+    _demand_success(status, f"{address} answered the storage commitment report")
 
 
 def ask_commitment(
@@ -117,13 +111,16 @@ def ask_commitment(
             )
         except (RuntimeError, ValueError) as error:
             raise DeliveryError(f"could not ask {address} for storage commitment: {error}") from error
-        code = status.get("Status")
-        if code != 0x0000:
-            said = "no answer" if code is None else f"status 0x{code:04X}"
-            raise DeliveryError(f"{address} answered the storage commitment request with {said}")
+        _demand_success(status, f"{address} answered the storage commitment request")
         until = time.monotonic() + patience_s
         while association.is_established and time.monotonic() < until and not answered.wait(0.05):
             pass
+
+
+def _demand_success(status: Dataset, answered: str) -> None:
+    code = status.get("Status")
+    if code != 0x0000:
+        raise DeliveryError(f"{answered} with " + ("no answer" if code is None else f"status 0x{code:04X}"))
 
 
 class StoreSession:

@@ -18,7 +18,7 @@ from node.archive.records import Job, JobState
 from node.queue.jobs import again
 from node.queue.order import Lane, in_turn, last_started, waiting_lanes
 from node.queue.pauses import are_workers_paused, paused_models, pauses_in
-from node.queue.rows import NewResult, put_results, study_uid_of
+from node.queue.rows import NewResult, put_results, study_uid_of, take_first
 from node.queue.workers import WorkerId
 
 LEASE_S = 60.0  # renewed every third of it
@@ -53,24 +53,19 @@ def _take(database: Database, worker: WorkerId, lane: Lane, now: float) -> Job |
     waiting = select(columns.id).where(
         columns.state == JobState.QUEUED, columns.lane == lane.name, columns.not_before <= now
     )
-    waiting = waiting.order_by(columns.queued_at, columns.id).limit(1)
     with database.write() as connection:
-        row = connection.execute(
-            update(schema.jobs)
-            .where(columns.id == waiting.with_for_update(skip_locked=True).scalar_subquery())
-            .values(
-                state=JobState.RUNNING,
-                attempts=columns.attempts + 1,
-                lease_owner=str(worker),
-                lease_until=now + LEASE_S,
-                started_at=now,
-                reason="",
-            )
-            .returning(schema.jobs)
-        ).first()
-        if row is None:
+        job = take_first(
+            connection,
+            waiting.order_by(columns.queued_at, columns.id),
+            state=JobState.RUNNING,
+            attempts=columns.attempts + 1,
+            lease_owner=str(worker),
+            lease_until=now + LEASE_S,
+            started_at=now,
+            reason="",
+        )
+        if job is None:
             return None
-        job = Job.from_row(row)
         record_event(connection, "work", study_uid_of(connection, job), f"{job.model}: attempt {job.attempts} started")
     return job
 
