@@ -151,7 +151,9 @@ class EarlyStarts:
                     started += [(study, len(new))] if new else []
         return started
 
-    def _due(self, study_id: int, series: Sequence[Row[Any]], now: float) -> list[tuple[dict[str, int], list[Route]]]:
+    def _due(
+        self, study_id: int, series: Sequence[Row[*tuple[Any, ...]]], now: float
+    ) -> list[tuple[dict[str, int], list[Route]]]:
         """Which routes may look at which series: each set with the routes that see it for the first time."""
         together: dict[frozenset[tuple[str, int]], list[Route]] = defaultdict(list)
         for route in self._routes:
@@ -160,7 +162,7 @@ class EarlyStarts:
                 together[frozenset(here.items())].append(route)
         return [(dict(here), routes) for here, routes in together.items()]
 
-    def _quiet_series(self, route: Route, series: Sequence[Row[Any]], now: float) -> dict[str, int]:
+    def _quiet_series(self, route: Route, series: Sequence[Row[*tuple[Any, ...]]], now: float) -> dict[str, int]:
         since = now - (route.quiet_s or self._quiet_s)
         if self._listening_since > since:
             return {}
@@ -168,13 +170,13 @@ class EarlyStarts:
         return quiet if route.start == "series" or len(quiet) == len(series) else {}
 
 
-def _receiving(archive: Archive) -> Mapping[int, tuple[Study, list[Row[Any]]]]:
+def _receiving(archive: Archive) -> Mapping[int, tuple[Study, list[Row[*tuple[Any, ...]]]]]:
     """The studies that are being received, each with its series."""
     series = schema.series.c
     query = select(schema.studies).where(schema.studies.c.state == StudyState.RECEIVING)
     columns = (series.study_id, series.series_uid, series.instances, series.last_received_at)
     theirs = select(*columns).join(schema.studies).where(schema.studies.c.state == StudyState.RECEIVING)
-    found: dict[int, tuple[Study, list[Row[Any]]]] = {}
+    found: dict[int, tuple[Study, list[Row[*tuple[Any, ...]]]]] = {}
     with archive.database.read() as connection:
         for row in connection.execute(query):
             found[row.id] = (Study.from_row(row), [])

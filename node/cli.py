@@ -6,17 +6,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from node import __version__
 from node.commands.plan_options import add_options as add_plan_options
 from node.errors import RadnodeError
+from node.log import set_up_logging
 from node.priority import Priority
 from node.report.kinds import Kind, SegForm
 
@@ -26,7 +24,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_WRONG_USE = 0, 1, 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 failed, 2 wrong use."""
     options = build_parser().parse_args(arguments)
-    _set_up_logging(verbose=options.verbose)
+    set_up_logging(verbose=options.verbose)
     module, _, function = options.run_by.partition(":")
     try:
         command = getattr(importlib.import_module(f"node.commands.{module}"), function)
@@ -138,9 +136,13 @@ def build_parser() -> argparse.ArgumentParser:
     _config(command)
     _json(command)
     _limit(command)
-    command = _command(noun, "retry", "listing:retry_delivery", "send one again at once")
-    command.add_argument("delivery", type=int, metavar="DELIVERY")
-    _config(command)
+    for name, function, says in (
+        ("retry", "retry_delivery", "send one again at once"),
+        ("give-up", "give_up_delivery", "owe one no longer: its study may be forgotten"),
+    ):
+        command = _command(noun, name, f"listing:{function}", says)
+        command.add_argument("delivery", type=int, metavar="DELIVERY")
+        _config(command)
 
     _add_models(_noun(commands, "models", "model packages"))
     _add_workers(_noun(commands, "workers", "the processes that run models"))
@@ -308,37 +310,6 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 4:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of lines, 4 or more")
     return int(text)
-
-
-class _Line(logging.Formatter):
-    """Plain lines; under systemd with the priority that the journal understands (sd-daemon(3)) and without a second
-    clock.
-    """
-
-    _PRIORITY: ClassVar = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
-
-    def __init__(self) -> None:
-        self._journal = "JOURNAL_STREAM" in os.environ
-        super().__init__("%(message)s" if self._journal else "%(asctime)s %(levelname)-7s %(message)s")
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        if not self._journal:
-            return text
-        return "\n".join(f"<{self._PRIORITY.get(record.levelno, 6)}>{line}" for line in text.splitlines())
-
-
-def _set_up_logging(*, verbose: bool) -> None:
-    stream = logging.StreamHandler()
-    stream.setFormatter(_Line())
-    logging.basicConfig(level=logging.WARNING if verbose else logging.ERROR, handlers=[stream])
-    logging.getLogger("node").setLevel(logging.DEBUG if verbose else logging.INFO)
-    # These write element values, and so patient data, into their messages.
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
-    logging.getLogger("highdicom").setLevel(logging.CRITICAL)
-    logging.getLogger("ignite").setLevel(logging.CRITICAL)  # what stops a bundle is told by our own error
-    warnings.simplefilter("ignore")
 
 
 if __name__ == "__main__":

@@ -84,10 +84,16 @@ class FreeSpace:
         return math.ceil(disk_bytes * (self.percent or 0) / 100)
 
 
+def _shown(value: object) -> str:
+    return "nothing" if value is None else repr(value)
+
+
 def _parse_duration_s(value: object) -> float:
     match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
     if not match or float(match[1]) == 0:
-        raise ValueError(f"found {value!r}; expected a duration above zero with its unit, such as 30s, 10m, 2h or 7d")
+        raise ValueError(
+            f"found {_shown(value)}; expected a duration above zero with its unit, such as 30s, 10m, 2h or 7d"
+        )
     return float(match[1]) * _SECONDS_PER[match[2]]
 
 
@@ -99,20 +105,22 @@ def _parse_free_space(value: object) -> FreeSpace:
         return FreeSpace(percent=float(match[1]))
     if match := _SIZE.fullmatch(text):
         return FreeSpace(size_bytes=int(float(match[1]) * _BYTES_PER[match[2]]))
-    raise ValueError(f"found {value!r}; expected a share of the disk below 100%, such as 10%, or a size, such as 20GB")
+    raise ValueError(
+        f"found {_shown(value)}; expected a share of the disk below 100%, such as 10%, or a size, such as 20GB"
+    )
 
 
 def _parse_size_bytes(value: object) -> int:
     if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())) and float(match[1]) > 0:
         return int(float(match[1]) * _BYTES_PER[match[2]])
-    raise ValueError(f"found {value!r}; expected a size above zero with its unit, such as 500MB or 16GB")
+    raise ValueError(f"found {_shown(value)}; expected a size above zero with its unit, such as 500MB or 16GB")
 
 
 def _parse_listen(value: object) -> tuple[str, int]:
     host, _, port = value.strip().rpartition(":") if isinstance(value, str) else ("", "", "")
     if port.isascii() and port.isdigit() and 1 <= int(port) <= 65535 and host:
         return _check_host(host.removeprefix("[").removesuffix("]")), int(port)
-    raise ValueError(f"found {value!r}; expected an address and a port, such as 127.0.0.1:8080")
+    raise ValueError(f"found {_shown(value)}; expected an address and a port, such as 127.0.0.1:8080")
 
 
 def _check_ae_title(value: str) -> str:
@@ -186,6 +194,13 @@ def _check_description(value: str) -> str:
     return value
 
 
+def _check_banner(value: str) -> str:
+    """It is drawn as one line into every picture: nothing that cannot be seen may pass for it."""
+    if len(value.strip()) < 4 or len(value) > 80 or not value.isprintable():
+        raise ValueError(f"found {value[:80]!r}; expected one line of 4 to 80 printable characters, for every picture")
+    return value.strip()
+
+
 def _check_device(value: str) -> str:
     if not _DEVICE.fullmatch(value):
         raise ValueError(f"found {value!r}; expected auto, cpu, cuda, or cuda:N for one GPU of several")
@@ -217,7 +232,7 @@ def _check_database(value: str) -> str:
 def _resolve(value: object, info: ValidationInfo) -> Path:
     """A path as written, relative to the folder of the configuration file."""
     if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
-        raise ValueError(f"found {'nothing' if value is None else repr(value)}; expected a path")
+        raise ValueError(f"found {_shown(value)}; expected a path")
     file = (info.context or {}).get("file")
     folder = file.parent if isinstance(file, Path) else Path.cwd()
     return Path(os.path.normpath(folder / Path(value).expanduser()))
@@ -338,7 +353,7 @@ class Results(Section):
     series_number: SeriesNumber = 901  # of the first kind; every kind has its place after it
     series_numbers: dict[Name, SeriesNumber] = Field(default_factory=dict)  # the same for single models
     series_description: Annotated[str, AfterValidator(_check_description)] = DESCRIPTION
-    banner: str = Field(default=BANNER, min_length=4, max_length=80)  # on every picture
+    banner: Annotated[str, AfterValidator(_check_banner)] = BANNER  # on every picture
     language: Language = "en"  # of what people read on pictures
     withdraw_replaced: bool = Field(default=False, strict=True)  # a newer result withdraws the one that it replaces
 
@@ -432,6 +447,14 @@ def _check_references(data: object) -> Iterator[tuple[Location, str]]:
     yield from _check_peers(peers)
     for index, name in listing_of(mapping_of(config.get("receive")).get("from")):
         yield from _check_peer_name(("receive", "from", index), name, peers)
+    complete = mapping_of(config.get("complete"))
+    quiet, longest = complete.get("quiet", "30s"), complete.get("longest")
+    if _seconds_of(quiet) > _seconds_of(longest) > 0:
+        yield (
+            ("complete", "longest"),
+            f"found {longest!r}, shorter than complete.quiet ({quiet}); expected as much or more: so long a study is "
+            "waited for whose sender has more of it",
+        )
     first_route: dict[str, int] = {}
     for number, route in listing_of(config.get("routes")):
         name = mapping_of(route).get("name")
@@ -440,11 +463,11 @@ def _check_references(data: object) -> Iterator[tuple[Location, str]]:
                 ("routes", number, "name"),
                 f"found {name!r} as routes[{first_route[name]}] has it; expected another name",
             )
-        quiet, complete = mapping_of(route).get("quiet"), mapping_of(config.get("complete")).get("quiet", "30s")
-        if _seconds_of(quiet) > _seconds_of(complete) > 0:
+        own = mapping_of(route).get("quiet")
+        if _seconds_of(own) > _seconds_of(quiet) > 0:
             yield (
                 ("routes", number, "quiet"),
-                f"found {quiet!r}, longer than complete.quiet ({complete}), after which a study is complete for every "
+                f"found {own!r}, longer than complete.quiet ({quiet}), after which a study is complete for every "
                 "route; expected less, or a longer complete.quiet",
             )
         for index, peer in listing_of(mapping_of(route).get("send_to")):

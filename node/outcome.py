@@ -13,7 +13,6 @@ from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from typing_extensions import Buffer
 
 from node import __version__
@@ -113,7 +112,7 @@ def withdraw_job(
     job, results, peers = results_to_withdraw(archive.database, job_id)
     headers = [header for result in results if (header := _read(archive, result)) is not None]
     if not headers:
-        raise InputRefused(f"the result files of job {job_id} are no longer in the archive: withdraw them at the PACS")
+        raise InputRefused(f"the result files of job {job_id} are no longer readable: withdraw them at the PACS")
     note = make_rejection(
         headers,
         reason,
@@ -180,10 +179,10 @@ def _why_none(job: Job) -> tuple[NoResult, str]:
 
 
 def _read(archive: Archive, result: StoredResult) -> Dataset | None:
-    """The header of a stored result, without its bulk; None when its file is gone."""
+    """The header of a stored result, without its bulk; None when its file is gone or damaged."""
     try:
         return dcmread(archive.storage / result.path, stop_before_pixels=True)
-    except (OSError, InvalidDicomError):
+    except Exception:  # pydicom raises many kinds over a damaged file
         return None
 
 

@@ -176,8 +176,9 @@ class Document:
     def _explain(self, mistake: Mapping[str, Any], model: type[BaseModel]) -> Problem:
         location: Location = mistake["loc"]
         if location and location[-1] == "[key]":
-            sentence = f"found the name {_found(mistake['input'])}; {_explain_value(mistake, named=False)}"
-            return self.problem(location[:-1], sentence)
+            said = _explain_value(mistake, named=False)
+            found = "" if mistake["type"] == "value_error" else f"found the name {_found(mistake['input'])}; "
+            return self.problem(location[:-1], found + said)
         if mistake["type"] == "extra_forbidden":
             return self.problem(location, _explain_unknown(str(location[-1]), _names_in(model, location[:-1])))
         return self.problem(location, _explain_value(mistake))
@@ -300,8 +301,8 @@ _EXPECTED = {
     "string_too_long": "at most {max_length} characters",
     "string_too_short": "at least {min_length} character(s)",
     "string_type": "text",
-    "too_long": "at most {max_length}",
-    "too_short": "at least {min_length}",
+    "too_long": "at most {max_length} of them",
+    "too_short": "at least {min_length} of them",
     "tuple_type": "a list, such as [a, b]",
 }
 

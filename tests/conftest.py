@@ -39,6 +39,13 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
         yield running
 
 
+@pytest.fixture
+def pacs(tmp_path: Path) -> Iterator[Orthanc]:
+    """A PACS of this test alone, with nothing in it."""
+    with Orthanc(tmp_path / "orthanc") as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
     """A PostgreSQL server of this run."""

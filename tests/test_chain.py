@@ -35,13 +35,6 @@ def results_in(orthanc: Orthanc, study_uid: str) -> dict[str, Dataset]:
 
 
 @pytest.fixture
-def pacs(tmp_path: Path) -> Iterator[Orthanc]:
-    """A PACS of this test alone, with nothing in it."""
-    with Orthanc(tmp_path / "orthanc") as running:
-        yield running
-
-
-@pytest.fixture
 def node(tmp_path: Path, pacs: Orthanc) -> Iterator[RunningNode]:
     running = RunningNode(tmp_path, pacs.port)
     running.start()

@@ -21,12 +21,6 @@ ROUTES = (
 
 
 @pytest.fixture
-def pacs(tmp_path: Path) -> Iterator[Orthanc]:
-    with Orthanc(tmp_path / "orthanc") as running:
-        yield running
-
-
-@pytest.fixture
 def node(tmp_path: Path, pacs: Orthanc) -> Iterator[RunningNode]:
     running = RunningNode(tmp_path, pacs.port, routes=ROUTES)
     running.start()

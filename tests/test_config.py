@@ -224,7 +224,7 @@ MISTAKES = [
     ("quiet: 30s", "quiet: 0s", 14, "complete.quiet",
      "found '0s'; expected a duration above zero with its unit, such as 30s, 10m, 2h or 7d"),
     ("path: models", "paths: models\n  path: models", 16, "models.paths", "is not a known field; did you mean path?"),
-    ("path: models", "path: []", 16, "models.path", "found an empty list; expected at least 1"),
+    ("path: models", "path: []", 16, "models.path", "found an empty list; expected at least 1 of them"),
     ("path: models", "path: models\n  trusted:\n    a: abc", 18, "models.trusted.a",
      "found 'abc'; expected a package's digest: the 64 hexadecimal digits of a SHA-256"),
     ("      Modality: CT\n", "      Modallity: CT\n", 20, "routes[0].when.Modallity",
@@ -281,6 +281,105 @@ def test_mistake_is_told_with_line_and_field(
     (problem,) = refusal.value.problems
     assert (problem.file, problem.line, problem.field, problem.message) == (path, line, field, message)
     assert str(refusal.value) == f"{path}:{line}: {f'{field}: ' if field else ''}{message}"
+
+
+KINDS = "expected 'seg', 'sr', 'summary', 'overlay', 'map', 'keys' or 'gsps'"
+PRIORITIES = "expected 'stat', 'urgent', 'routine' or 'background'"
+DURATION = "expected a duration above zero with its unit, such as 30s, 10m, 2h or 7d"
+TRUTH = "expected true or false"
+BANNER = "expected one line of 4 to 80 printable characters, for every picture"
+DESCRIPTION = "expected text in which {model}, {version}, {title} and {kind} may stand"
+
+# Of what results and queues are told: the section, what stands there, the field in it, and what is said of it.
+FURTHER = [
+    ("peer", "results: [segs]", "results[0]", f"found 'segs'; {KINDS}"),
+    ("peer", "results: [null]", "results[0]", f"found nothing; {KINDS}"),
+    ("peer", "results: []", "results", "found an empty list; expected at least 1 of them"),
+    ("peer", "results: seg", "results", "found 'seg'; expected a list, such as [a, b]"),
+    ("peer", "results: {seg: true}", "results", "found a mapping of fields; expected a list, such as [a, b]"),
+    ("peer", "seg: label", "seg", "found 'label'; expected 'auto', 'binary', 'labelmap' or 'fractional'"),
+    ("peer", "seg: [binary]", "seg", "found a list of 1; expected 'auto', 'binary', 'labelmap' or 'fractional'"),
+    ("peer", "compression: jpeg", "compression", "found 'jpeg'; expected 'none' or 'lossless'"),
+    ("peer", "compression: true", "compression", "found true; expected 'none' or 'lossless'"),
+    ("peer", "query: 1", "query", f"found the number 1; {TRUTH}"),
+    ("peer", "query: yes", "query", f"found 'yes'; {TRUTH}"),
+    ("peer", "commitment: often", "commitment", f"found 'often'; {TRUTH}"),
+    ("sender", "query: true", "query", "found true for a peer without a port; expected peers.ct1.port, to ask"),
+    ("sender", "commitment: true", "commitment",
+     "found true for a peer without a port; expected peers.ct1.port, to ask"),
+    ("route", "results: [seg, 3]", "results[1]", f"found the number 3; {KINDS}"),
+    ("route", "results:", "results", "found nothing; expected a list, such as [a, b]"),
+    ("route", "tell_no_result: maybe", "tell_no_result", f"found 'maybe'; {TRUTH}"),
+    ("route", "tell_no_result: 0", "tell_no_result", f"found the number 0; {TRUTH}"),
+    ("route", "priority: 1", "priority", f"found the number 1; {PRIORITIES}"),
+    ("route", "priority:", "priority", f"found nothing; {PRIORITIES}"),
+    ("route", "priority_when: {when: {}, priority: stat}", "priority_when",
+     "found a mapping of fields; expected a list, such as [a, b]"),
+    ("route", "priority_when: [stat]", "priority_when[0]", "found 'stat'; expected a mapping of fields"),
+    ("route", "priority_when: [{when: {}}]", "priority_when[0].priority", "is missing; expected a value"),
+    ("route", "priority_when: [{priority: stat}]", "priority_when[0].when", "is missing; expected a value"),
+    ("route", "priority_when: [{when: {}, priority: soon}]", "priority_when[0].priority",
+     f"found 'soon'; {PRIORITIES}"),
+    ("route", "priority_when: [{when: {}, priority: stat, quiet: 1s}]", "priority_when[0].quiet",
+     "is not a known field; expected one of when, priority"),
+    ("route", "deadline: 30", "deadline", f"found 30; {DURATION}"),
+    ("route", "deadline: -5m", "deadline", f"found '-5m'; {DURATION}"),
+    ("route", "deadline: [1h]", "deadline", f"found ['1h']; {DURATION}"),
+    ("route", "quiet: 0s", "quiet", f"found '0s'; {DURATION}"),
+    ("route", "quiet: 2 weeks", "quiet", f"found '2 weeks'; {DURATION}"),
+    ("route", "start: early", "start", "found 'early'; expected 'study' or 'series'"),
+    ("route", "start: true", "start", "found true; expected 'study' or 'series'"),
+    ("complete", "longest: 5", "longest", f"found 5; {DURATION}"),
+    ("complete", "longest:", "longest", f"found nothing; {DURATION}"),
+    ("complete", "longest: 10s", "longest", "found '10s', shorter than complete.quiet (30s); expected as much or more: "
+     "so long a study is waited for whose sender has more of it"),
+    ("results", "series_number: 0", "series_number", "found the number 0; expected a number of at least 1"),
+    ("results", "series_number: 1000000", "series_number",
+     "found the number 1000000; expected a number of at most 999000"),
+    ("results", "series_number: nine", "series_number", "found 'nine'; expected a whole number"),
+    ("results", "series_numbers: [901]", "series_numbers", "found a list of 1; expected a mapping of names to values"),
+    ("results", "series_numbers: {lungs: many}", "series_numbers.lungs", "found 'many'; expected a whole number"),
+    ("results", "series_numbers: {a b: 901}", "series_numbers.a b",
+     "found 'a b'; expected a name: 1 to 64 letters, digits, '_', '-' or '.', a letter or digit first"),
+    ("results", "series_description: '{mode}'", "series_description", f"found '{{mode}}'; {DESCRIPTION}"),
+    ("results", "series_description: '{model'", "series_description", f"found '{{model'; {DESCRIPTION}"),
+    ("results", "series_description: ''", "series_description",
+     "found ''; expected text of printable characters without a backslash"),
+    ("results", "banner: AI", "banner", f"found 'AI'; {BANNER}"),
+    ("results", "banner: '     '", "banner", f"found '     '; {BANNER}"),
+    ("results", 'banner: "not\\nverified"', "banner", f"found 'not\\nverified'; {BANNER}"),
+    ("results", f"banner: {'x' * 81}", "banner", f"found '{'x' * 80}'; {BANNER}"),
+    ("results", "language: english", "language", "found 'english'; expected 'en', 'de', 'es', 'fr', 'it' or 'nl'"),
+    ("results", "withdraw_replaced: 1", "withdraw_replaced", f"found the number 1; {TRUTH}"),
+    ("results", "baner: unverified", "baner", "is not a known field; did you mean banner?"),
+]  # fmt: skip
+PLACES = {
+    "peer": ("port: 4242}", "port: 4242, {}}", "peers.pacs."),
+    "sender": ("    host: 10.1.2.3\n", "    host: 10.1.2.3\n    {}\n", "peers.ct1."),
+    "route": ("    send_to: [pacs]\n", "    send_to: [pacs]\n    {}\n", "routes[0]."),
+    "complete": ("  quiet: 30s\n", "  quiet: 30s\n  {}\n", "complete."),
+    "results": ("keep:\n", "results:\n  {}\nkeep:\n", "results."),
+}
+
+
+@pytest.mark.parametrize(("place", "written", "field", "message"), FURTHER, ids=[f"{p}-{w}" for p, w, _, _ in FURTHER])
+def test_mistakes_about_results_and_queues(*, write: Write, place: str, written: str, field: str, message: str) -> None:
+    before, after, section = PLACES[place]
+    text = changed(before, after.replace("{}", written))
+    line = next(number for number, found in enumerate(text.splitlines(), 1) if written in found)
+    with pytest.raises(ConfigError) as refusal:
+        load_config(write(text))
+    (problem,) = refusal.value.problems
+    assert (problem.line, problem.field, problem.message) == (line, section + field, message)
+
+
+def test_a_section_of_results_that_is_none(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml:29: results: found 'text'; expected a mapping of fields"):
+        load_config(write(GOOD + "results: text\n"))
+
+
+def test_a_quiet_period_longer_than_the_usual_longest_stands(write: Write) -> None:
+    assert load_config(write(changed("quiet: 30s", "quiet: 15m"))).complete.quiet_s == 900
 
 
 def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(write: Write) -> None:

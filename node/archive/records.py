@@ -41,7 +41,7 @@ class DeliveryState(StrEnum):
     PENDING = "pending"  # to be sent, at once or after `not_before`
     DELIVERED = "delivered"  # the peer answered Success (or a warning)
     FAILED = "failed"  # the peer says that it never takes this object; `deliveries retry` tries again
-    WITHDRAWN = "withdrawn"  # never sent: the result was taken back before
+    WITHDRAWN = "withdrawn"  # never sent: the result was taken back before, or a person gave the delivery up
 
 
 class CommitmentState(StrEnum):

@@ -17,7 +17,8 @@ from node.archive import schema
 from node.archive.database import Database, record_event
 from node.archive.files import Digester, SpoolFile, make_folder
 from node.archive.ingest import Ingest, Outcome, study_folder
-from node.archive.records import CommitmentState, DeliveryState, Instance, JobState, Series, Study, StudyState
+from node.archive.records import Instance, Series, Study, StudyState
+from node.archive.retention import is_owed
 from node.dicom.identity import Identity
 from node.errors import ArchiveError, NotFound
 
@@ -147,6 +148,7 @@ class Archive:
         """Delete studies that nothing more is owed to and that were last received before `before`; their UIDs.
 
         A study with an open job or an undelivered result is never deleted, however old; nor is one in quarantine.
+        `node.archive.retention.count_kept` says how many stay so.
         """
         columns = schema.studies.c
         forgotten: list[str] = []
@@ -158,7 +160,7 @@ class Archive:
             ).all()
         for study_id, study_uid in candidates:
             with self.database.write() as connection:
-                if _is_owed(connection, study_id) or not _is_still_old(connection, study_id, before):
+                if is_owed(connection, study_id) or not _is_still_old(connection, study_id, before):
                     continue
                 result_paths = _result_paths(connection, study_id)
                 connection.execute(delete(schema.studies).where(columns.id == study_id))
@@ -171,29 +173,9 @@ class Archive:
         return forgotten
 
 
-def _story(study_uid: str) -> Select[tuple[float, str, str]]:
+def _story(study_uid: str) -> Select[float, str, str]:
     columns = schema.events.c
     return select(columns.at, columns.actor, columns.what).where(columns.study_uid == study_uid)
-
-
-def _is_owed(connection: Connection, study_id: int) -> bool:
-    is_open = schema.jobs.c.state.in_([JobState.QUEUED, JobState.RUNNING]) | schema.jobs.c.untold
-    jobs = select(func.count()).where(schema.jobs.c.study_id == study_id, is_open)
-    settled = [DeliveryState.DELIVERED, DeliveryState.WITHDRAWN]
-    # Where a peer may still say that it lacks a result, this is the only one. `overdue` without a time is given up.
-    awaited = [CommitmentState.DUE, CommitmentState.ASKED, CommitmentState.OVERDUE]
-    columns = schema.deliveries.c
-    is_unsettled = (
-        columns.state.not_in(settled)
-        | (columns.commitment == CommitmentState.REFUSED)
-        | (columns.commitment.in_(awaited) & columns.commitment_due_at.is_not(None))
-    )
-    deliveries = (
-        select(func.count())
-        .select_from(schema.deliveries.join(schema.results).join(schema.jobs))
-        .where(schema.jobs.c.study_id == study_id, is_unsettled)
-    )
-    return bool(connection.scalar(jobs)) or bool(connection.scalar(deliveries))
 
 
 def _is_still_old(connection: Connection, study_id: int, before: float) -> bool:

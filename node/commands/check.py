@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from node.commands.output import local_time, print_json, print_table
-from node.config import Config, find_config, load_config
+from node.config import Config, Route, find_config, load_config
 from node.errors import ConfigError, DeliveryError, RadnodeError
+from node.report.kinds import Kind
 
 if TYPE_CHECKING:
     from node.deliver.dimse import Address
@@ -39,7 +41,7 @@ def check(options: Namespace) -> int:
         findings.append(
             Finding("configuration", "good", f"{path}, {len(config.routes)} routes, {len(config.peers)} peers")
         )
-        for look in (_storage, _models, _routes, _peers, _ports, _tls, _web, _accelerator, _protections):
+        for look in (look_at_storage, _models, _routes, _peers, _ports, _tls, _web, _accelerator, _protections):
             findings += look(config)
     if options.json:
         print_json([asdict(finding) for finding in findings])
@@ -48,7 +50,8 @@ def check(options: Namespace) -> int:
     return 1 if any(finding.verdict == "wrong" for finding in findings) else 0
 
 
-def _storage(config: Config) -> Iterator[Finding]:
+def look_at_storage(config: Config) -> Iterator[Finding]:
+    """The folder, its disk and the database in use: what is paused, and what holds old studies."""
     storage = config.node.storage
     place = next(folder for folder in (storage, *storage.parents) if folder.exists())
     if not os.access(place, os.W_OK | os.X_OK):
@@ -61,12 +64,17 @@ def _storage(config: Config) -> Iterator[Finding]:
     try:
         if storage.exists():
             from node.archive.open import open_archive
+            from node.archive.retention import count_kept
             from node.queue.pauses import list_pauses
 
             archive = open_archive(config)
             yield Finding("database", "good", "opens, schema as expected")
             for pause in list_pauses(archive.database):
                 yield Finding("queue", "note", f"{pause} (since {local_time(pause.since)})")
+            kept = count_kept(archive.database, time.time() - config.keep.studies_s)
+            if kept.studies:
+                says = f"{kept.studies} studies are older than keep.studies and stay: {kept}"
+                yield Finding("retention", "note", f"{says} (docs/operations.md, Old studies that stay)")
             archive.close()
     except RadnodeError as error:
         yield Finding("database", "wrong", str(error))
@@ -108,6 +116,12 @@ def _peers(config: Config) -> Iterator[Finding]:
     from node.deliver.peers import destinations
 
     for name, peer in destinations(config).items():
+        if gets_reports_alone(config, name):
+            says = (
+                "gets reports (sr) without the segmentations (seg) that they refer to: numbers are in them, "
+                "outlines are not (docs/results.md, A report without its segmentation)"
+            )
+            yield Finding(f"peer {name}", "note", says)
         try:
             seconds = echo(peer.address)
             refused = _refused(config, name, peer.address)
@@ -127,14 +141,24 @@ def _refused(config: Config, name: str, address: Address) -> list[str]:
     from node.dicom.uid import name_uid
     from node.report.kinds import storage_classes
 
-    peer = config.peers[name]
-    kinds = {kind for route in config.routes if name in route.send_to for kind in route.results}
-    if peer.results is not None:
-        kinds &= set(peer.results)
-    wanted = storage_classes(kinds, peer.seg)
+    kinds = {kind for route in config.routes for kind in _sent(config, route, name)}
+    wanted = storage_classes(kinds, config.peers[name].seg)
     if not wanted:
         return []
     return [name_uid(each) for each, syntaxes in ask_storage(address, wanted).items() if not syntaxes]
+
+
+def gets_reports_alone(config: Config, name: str) -> bool:
+    """Whether a route sends a peer reports and not the segmentations that they may refer to."""
+    sent = [_sent(config, route, name) for route in config.routes]
+    return any(Kind.SR in kinds and Kind.SEG not in kinds for kinds in sent)
+
+
+def _sent(config: Config, route: Route, name: str) -> set[Kind]:
+    """The kinds of results that a route sends a peer."""
+    taken = config.peers[name].results
+    kinds = set(route.results) if name in route.send_to else set()
+    return kinds if taken is None else kinds & set(taken)
 
 
 def _ports(config: Config) -> Iterator[Finding]:

@@ -90,7 +90,7 @@ def show_study(options: Namespace) -> None:
     print("\njobs")
     print_table(jobs, ["job", "model", "route", "state", "attempts", "took", "reason"], empty="none")
     print("\ndeliveries")
-    columns = ["delivery", "kind", "peer", "state", "attempts", "took", "commitment", "reason"]
+    columns = ["delivery", "job", "model", "kind", "peer", "state", "attempts", "took", "commitment", "reason"]
     print_table(deliveries, columns, empty="none")
     print("\nstory")
     started = events[0]["at"] if events else 0.0
@@ -150,7 +150,8 @@ def list_deliveries(options: Namespace) -> None:
         _delivery_row(parcel)
         for parcel in outbox.list_parcels(archive.database, study_id=study_id, limit=options.limit)
     ]
-    columns = ["delivery", "job", "study", "kind", "peer", "state", "attempts", "delivered", "commitment", "reason"]
+    columns = ["delivery", "job", "study", "model", "kind", "peer", "state", "attempts", "delivered"]
+    columns += ["commitment", "reason"]
     print_json(rows) if options.json else print_table(rows, columns, empty="no deliveries yet")
 
 
@@ -158,6 +159,12 @@ def retry_delivery(options: Namespace) -> None:
     """Send a delivery again."""
     parcel = outbox.retry_delivery(_open(options).database, options.delivery, ACTOR)
     print(f"{parcel.kind} of job {parcel.job_id} will be sent to {parcel.delivery.peer} again")
+
+
+def give_up_delivery(options: Namespace) -> None:
+    """Owe a delivery no longer."""
+    parcel = outbox.give_up(_open(options).database, options.delivery, ACTOR)
+    print(f"{parcel.kind} of job {parcel.job_id} is no longer owed to {parcel.delivery.peer}")
 
 
 def describe_study(archive: Archive, study: Study) -> tuple[str, str]:
@@ -230,6 +237,7 @@ def _delivery_row(parcel: outbox.Parcel) -> dict[str, Any]:
         "delivery": delivery.id,
         "job": parcel.job_id,
         "study": parcel.study_uid,
+        "model": parcel.model,
         "kind": parcel.kind,
         "sop_instance_uid": parcel.sop_instance_uid,
         "peer": delivery.peer,

@@ -53,7 +53,7 @@ class Measured:
 class Told:
     """What the command line says things take."""
 
-    stages: dict[str, Cost] = field(default_factory=lambda: dict(STAGE_COSTS))
+    stages: dict[str, Cost] = field(default_factory=lambda: {str(stage): cost for stage, cost in STAGE_COSTS.items()})
     models: dict[str, Cost] = field(default_factory=dict)
 
 

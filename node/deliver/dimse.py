@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -23,6 +24,7 @@ from pynetdicom.sop_class import (
 )
 
 from node.association import ANSWER_TIMEOUT_S, LITTLE_ENDIAN, Address, Connection
+from node.deliver.remarks import clean_comment
 from node.dicom.commitment import WELL_KNOWN_INSTANCE, Request, request_of
 from node.dicom.encode import candidates, compress
 from node.dicom.uid import name_uid
@@ -44,10 +46,7 @@ def echo(address: Address) -> float:
     started = time.monotonic()
     with Connection(address, [(Verification, LITTLE_ENDIAN)]) as association:
         status = association.send_c_echo()
-    code = status.get("Status")
-    if code != 0x0000:
-        said = "no answer" if code is None else f"status 0x{code:04X}"
-        raise DeliveryError(f"{address} accepted the association but answered C-ECHO with {said}")
+    _demand_success(status, f"{address} accepted the association but answered C-ECHO")
     return time.monotonic() - started
 
 
@@ -78,10 +77,7 @@ def report_commitment(address: Address, report: Dataset, event_type_id: int) -> 
             )
         except (RuntimeError, ValueError) as error:
             raise DeliveryError(f"could not report to {address}: {error}") from error
-    code = status.get("Status")
-    if code != 0x0000:
-        said = "no answer" if code is None else f"status 0x{code:04X}"
-        raise DeliveryError(f"{address} answered the storage commitment report with {said}")
+    _demand_success(status, f"{address} answered the storage commitment report")
 
 
 def ask_commitment(
@@ -106,7 +102,7 @@ def ask_commitment(
         if heard.is_set() and isinstance(event.pdu, P_DATA_TF):
             answered.set()
 
-    contexts = [(StorageCommitmentPushModel, LITTLE_ENDIAN)]
+    contexts: list[tuple[str, tuple[str, ...]]] = [(StorageCommitmentPushModel, LITTLE_ENDIAN)]
     handlers = [(EVT_N_EVENT_REPORT, take_report), (EVT_PDU_SENT, note_sent)]
     with Connection(address, contexts, handlers=handlers) as association:
         try:
@@ -115,13 +111,16 @@ def ask_commitment(
             )
         except (RuntimeError, ValueError) as error:
             raise DeliveryError(f"could not ask {address} for storage commitment: {error}") from error
-        code = status.get("Status")
-        if code != 0x0000:
-            said = "no answer" if code is None else f"status 0x{code:04X}"
-            raise DeliveryError(f"{address} answered the storage commitment request with {said}")
+        _demand_success(status, f"{address} answered the storage commitment request")
         until = time.monotonic() + patience_s
         while association.is_established and time.monotonic() < until and not answered.wait(0.05):
             pass
+
+
+def _demand_success(status: Dataset, answered: str) -> None:
+    code = status.get("Status")
+    if code != 0x0000:
+        raise DeliveryError(f"{answered} with " + ("no answer" if code is None else f"status 0x{code:04X}"))
 
 
 class StoreSession:
@@ -140,7 +139,7 @@ class StoreSession:
             sop_class = meta.MediaStorageSOPClassUID
             wanted.setdefault(sop_class, set()).add(meta.TransferSyntaxUID)
             if compress:
-                smaller |= dict.fromkeys((sop_class, syntax) for syntax in candidates(file))
+                smaller |= dict.fromkeys((sop_class, syntax) for syntax in _candidates(file))
         contexts = []
         for sop_class, syntaxes in sorted(wanted.items()):
             # One context for each compressed syntax, so that accepting one does not exclude the others.
@@ -171,40 +170,76 @@ class StoreSession:
 
         `DeliveryError` otherwise; it is permanent when the peer understood the request and will never take this object.
         """
-        meta = read_file_meta_info(file)
-        sop_class, syntax = meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID
-        accepted = {c.transfer_syntax[0] for c in self._association.accepted_contexts if c.abstract_syntax == sop_class}
-        if not accepted:
-            raise DeliveryError(
-                f"{self._address} does not accept {name_uid(sop_class)}: enable that SOP class at the peer"
-            )
-        if syntax not in accepted and syntax not in LITTLE_ENDIAN:
-            raise DeliveryError(f"{self._address} does not accept {name_uid(sop_class)} as {syntax.name}")
         try:
+            meta = read_file_meta_info(file)
+            sop_class, syntax = meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID
+            contexts = self._association.accepted_contexts
+            accepted = {context.transfer_syntax[0] for context in contexts if context.abstract_syntax == sop_class}
+            if not accepted:
+                raise DeliveryError(
+                    f"{self._address} does not accept {name_uid(sop_class)}: enable that SOP class at the peer"
+                )
+            if syntax not in accepted and syntax not in LITTLE_ENDIAN:
+                raise DeliveryError(f"{self._address} does not accept {name_uid(sop_class)} as {syntax.name}")
             answer = self._store(file, syntax, accepted)
+        except OSError as error:
+            raise DeliveryError(f"{file.name} cannot be read ({error.strerror or type(error).__name__})") from error
         except (RuntimeError, ValueError, AttributeError) as error:
             raise DeliveryError(f"could not send to {self._address}: {error}") from error
         code = answer.get("Status")
         if code is None:
             raise DeliveryError(f"{self._address} broke off or did not answer within {ANSWER_TIMEOUT_S:.0f} s")
-        return judge_status(code, str(answer.get("ErrorComment", "")), self._address)
+        return judge_status(code, clean_comment(str(answer.get("ErrorComment") or ""), file), self._address)
 
     def _store(self, file: Path, syntax: UID, accepted: set[UID]) -> Dataset:
         """Compressed where that is wanted and smaller, else as it lies where the peer takes that, else re-encoded
         between explicit and implicit VR.
         """
-        best = next((each for each in candidates(file) if each in accepted), None) if self._compress else None
+        best = next((each for each in _candidates(file) if each in accepted), None) if self._compress else None
         if best is not None:
-            with TemporaryDirectory(prefix="radnode-") as folder:  # nobody else can look into it
-                compressed = Path(folder) / "compressed.dcm"
-                try:
-                    compress(file, compressed, best)
-                except (RuntimeError, ValueError) as error:  # an encoder's; what it is to be sent as is the same
-                    _log.warning("%s is sent as it is, not as %s: %s", file.name, best.name, error)
-                else:
-                    if compressed.stat().st_size < file.stat().st_size:
-                        return self._association.send_c_store(compressed, priority=0)
-        return self._association.send_c_store(file if syntax in accepted else dcmread(file), priority=0)
+            with ExitStack() as stack:
+                smaller = _compressed(file, best, stack)
+                if smaller is not None:
+                    return self._association.send_c_store(smaller, priority=0)
+        return self._association.send_c_store(file if syntax in accepted else _read(file), priority=0)
+
+
+def _read(file: Path) -> Dataset:
+    try:
+        return dcmread(file)
+    except OSError:
+        raise
+    except Exception as error:  # pydicom raises many kinds over a damaged file, and quotes what stands there
+        raise DeliveryError(
+            f"{file.name} is damaged ({type(error).__name__}): reprocess the study", permanent=True
+        ) from error
+
+
+def _candidates(file: Path) -> tuple[UID, ...]:
+    """What would make the object smaller; nothing where that cannot be told, which is no reason not to send it."""
+    try:
+        return candidates(file)
+    except Exception as error:  # as in `_read`
+        _log.warning("%s is sent as it is: its header cannot be read (%s)", file.name, type(error).__name__)
+        return ()
+
+
+def _compressed(file: Path, syntax: UID, stack: ExitStack) -> Path | None:
+    """The object in a file that goes with `stack`; None where that cannot be made or is no smaller: an encoder does not
+    take it, or there is no room for temporary files. What is to be sent as it is arrives all the same.
+    """
+    try:
+        # Nobody else can look into the folder.
+        folder = stack.enter_context(TemporaryDirectory(prefix="radnode-", ignore_cleanup_errors=True))
+        target = Path(folder) / "compressed.dcm"
+        compress(file, target, syntax)
+        return target if target.stat().st_size < file.stat().st_size else None
+    except OSError as error:
+        why = f"no temporary file could be written ({error.strerror or type(error).__name__})"
+    except Exception as error:  # pydicom's or an encoder's: of many kinds, and they quote what the object holds
+        why = f"it cannot be compressed ({type(error).__name__})"
+    _log.warning("%s is sent as it is, not as %s: %s", file.name, syntax.name, why)
+    return None
 
 
 def judge_status(code: int, comment: str, address: Address) -> str:

@@ -27,6 +27,7 @@ class Parcel:
     delivery: Delivery
     study_uid: str
     job_id: int
+    model: str
     kind: str
     sop_class_uid: str
     sop_instance_uid: str
@@ -159,12 +160,37 @@ def retry_delivery(database: Database, delivery_id: int, actor: str) -> Parcel:
     return parcel
 
 
+def give_up(database: Database, delivery_id: int, actor: str) -> Parcel:
+    """Owe a delivery no longer, so that its study may be forgotten in time; `NotAllowed` for what nothing is owed of.
+
+    Of a result that its peer has and does not answer for, the peer is asked no more.
+    """
+    columns = schema.deliveries.c
+    with database.write() as connection:
+        row = connection.execute(_parcels().where(columns.id == delivery_id)).first()
+        if row is None:
+            raise NotFound(f"no delivery {delivery_id} (`radnode deliveries list` shows what is here)")
+        parcel = _parcel(row)
+        delivery = parcel.delivery
+        if delivery.state in (DeliveryState.PENDING, DeliveryState.FAILED):
+            said = f"given up by hand after {delivery.attempts} attempts"
+            _change(connection, parcel, state=DeliveryState.WITHDRAWN, reason=said)
+        elif delivery.commitment in (CommitmentState.NONE, CommitmentState.COMMITTED):
+            raise NotAllowed(f"delivery {delivery_id} is {delivery.state.value}: nothing of it is owed")
+        else:
+            said = "the peer is asked no more whether it keeps it"
+            _change(connection, parcel, **NOT_WANTED)
+        record_event(connection, actor, parcel.study_uid, f"{parcel.kind} to {delivery.peer}: {said}")
+    return parcel
+
+
 def _parcels():
     joined = schema.deliveries.join(schema.results).join(schema.jobs).join(schema.studies)
     return select(
         schema.deliveries,
         schema.studies.c.study_uid,
         schema.results.c.job_id,
+        schema.jobs.c.model,
         schema.results.c.kind,
         schema.results.c.sop_class_uid,
         schema.results.c.sop_instance_uid,
@@ -183,6 +209,7 @@ def _parcel(row) -> Parcel:
         delivery=Delivery.from_row(row),
         study_uid=columns["study_uid"],
         job_id=columns["job_id"],
+        model=columns["model"],
         kind=columns["kind"],
         sop_class_uid=columns["sop_class_uid"],
         sop_instance_uid=columns["sop_instance_uid"],

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -69,7 +68,7 @@ def deliver_due(database: Database, storage: Path, name: str, peer: Destination,
                 if not is_owed(database, parcel):  # withdrawn since this round began
                     continue
                 try:
-                    remark = session.send(parcel.file(storage))
+                    remark = _send(session, parcel, storage)
                 except DeliveryError as error:
                     _put_off(database, parcel, error)
                     if not session.is_open:
@@ -82,6 +81,17 @@ def deliver_due(database: Database, storage: Path, name: str, peer: Destination,
         for parcel in sendable:
             _put_off(database, parcel, error)
     return delivered
+
+
+def _send(session: StoreSession, parcel: Parcel, storage: Path) -> str:
+    """The peer's remark; whatever else than a `DeliveryError` comes of this object must not hold up those after it."""
+    try:
+        return session.send(parcel.file(storage))
+    except DeliveryError:
+        raise
+    except Exception as error:
+        _log.exception("%s of job %d", parcel.kind, parcel.job_id)
+        raise DeliveryError(f"{type(error).__name__} in radnode: see the log of the node") from error
 
 
 def _serve_peer(stop: threading.Event, archive: Archive, name: str, peer: Destination) -> None:
@@ -136,8 +146,9 @@ def _ask(database: Database, name: str, peer: Destination) -> bool:
 
 def _is_readable(database: Database, storage: Path, parcel: Parcel) -> bool:
     try:
-        read_file_meta_info(parcel.file(storage))
-    except (OSError, InvalidDicomError) as error:
+        meta = read_file_meta_info(parcel.file(storage))
+        _ = meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID
+    except Exception as error:  # pydicom raises many kinds over a damaged file
         reason = f"its file in results/ cannot be read ({error.__class__.__name__}): reprocess the study"
         mark_undelivered(database, parcel, reason, permanent=True)
         return False

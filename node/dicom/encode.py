@@ -48,6 +48,9 @@ _GREY = (JPEGLSLossless, RLELossless, JPEG2000Lossless)
 _SEGMENTATION = (RLELossless, JPEGLSLossless, JPEG2000Lossless)
 # RLE does nothing for pictures.
 _COLOUR = (JPEGLSLossless, JPEG2000Lossless, RLELossless)
+# Named, for pydicom takes the first in the alphabet, and GDCM 3.2 aborts the whole process over RLE of some odd sizes,
+# such as 33x35 in colour.
+_PLUGINS = {RLELossless: "pylibjpeg", JPEGLSLossless: "pyjpegls", JPEG2000Lossless: "pylibjpeg"}
 _SMALLEST_JPEG_2000 = 32  # pixels each way: OpenJPEG halves a frame five times
 _CHUNK = 1 << 20
 
@@ -122,6 +125,8 @@ def _compress_frames(source: Path, target: Path, syntax: UID) -> None:
     # OB whatever the depth: PS3.5 A.4.
     dataset[pixels] = DataElement(pixels, "OB", encapsulate(list(_encoded(source, dataset, syntax))))
     dataset["PixelData"].is_undefined_length = True
+    if dataset.SamplesPerPixel > 1:
+        dataset.PlanarConfiguration = 0  # as the frames were encoded; readers go by it (PS3.5 8.2.3, 8.2.4)
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset.save_as(target, enforce_file_format=True)
 
@@ -138,7 +143,7 @@ def _encoded(source: Path, header: Dataset, syntax: UID) -> Iterator[bytes]:
         "number_of_frames": 1,
     }
     if header.SamplesPerPixel > 1:
-        options["planar_configuration"] = 0  # as pydicom's arrays are
+        options["planar_configuration"] = 0  # as pydicom's arrays are, whatever the file has
     encoder = get_encoder(syntax)
     for frame in iter_pixels(source, raw=True):
-        yield encoder.encode(frame, **options)
+        yield encoder.encode(frame, encoding_plugin=_PLUGINS[syntax], **options)

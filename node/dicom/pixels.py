@@ -279,6 +279,11 @@ def _read_frame(instance: OpenInstance, ref: SliceRef, rescale: Rescale, out: ND
     if padding is not None and not early:
         where = padding.find(stored)
     rescale.apply(stored, out)
+    if not np.isfinite((out.min(), out.max())).all():  # either is NaN where one value is
+        raise InputRefused(
+            f"the values of instance {ref.sop_instance_uid} are beyond all numbers: its RescaleSlope or "
+            "RescaleIntercept is wrong"
+        )
     if where is None or not where.any():
         return None
     smallest = float(out.min(where=~where, initial=np.inf))

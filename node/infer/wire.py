@@ -36,6 +36,7 @@ from node.infer.results import (
     Scores,
     filled_slices,
 )
+from node.text import one_line
 
 MESSAGE_MAX = 16 << 20  # bytes: 100,000 boxes are fewer
 FINDINGS_MAX = 100_000
@@ -346,8 +347,7 @@ def restore_seconds(message: Mapping[str, Any]) -> dict[str, float]:
 
 def clean_text(text: str) -> str:
     """Text of a model as it may stand in an error or a log: one line, printable, bounded."""
-    cut = text[:TEXT_MAX]
-    return "".join(character if character.isprintable() else " " for character in cut).strip()
+    return one_line(text, TEXT_MAX)
 
 
 def _read_labelmap(message: Mapping[str, Any], source: Volume | Image, descriptor: int) -> NDArray[np.uint16]:

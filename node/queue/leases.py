@@ -18,7 +18,7 @@ from node.archive.records import Job, JobState
 from node.queue.jobs import again
 from node.queue.order import Lane, in_turn, last_started, waiting_lanes
 from node.queue.pauses import are_workers_paused, paused_models, pauses_in
-from node.queue.rows import NewResult, put_results, study_uid_of
+from node.queue.rows import NewResult, put_results, study_uid_of, take_first
 from node.queue.workers import WorkerId
 
 LEASE_S = 60.0  # renewed every third of it
@@ -85,7 +85,7 @@ def _take(
     waiting = select(columns.id).where(
         columns.state == JobState.QUEUED, columns.lane == lane.name, columns.not_before <= now
     )
-    first = waiting.order_by(columns.queued_at, columns.id).limit(1)
+    first = waiting.order_by(columns.queued_at, columns.id)
     changes = {
         "state": JobState.RUNNING,
         "attempts": columns.attempts + 1,
@@ -95,18 +95,10 @@ def _take(
     if starts:
         changes |= {"started_at": now, "reason": ""}
     with database.write() as connection:
-        for which in (first,) if read is None else (waiting.where(columns.id == read), first):
-            row = connection.execute(
-                update(schema.jobs)
-                .where(columns.id == which.with_for_update(skip_locked=True).scalar_subquery())
-                .values(**changes)
-                .returning(schema.jobs)
-            ).first()
-            if row is not None:
-                break
-        else:
+        job = take_first(connection, waiting.where(columns.id == read), **changes) if read is not None else None
+        job = job or take_first(connection, first, **changes)
+        if job is None:
             return None
-        job = Job.from_row(row)
         if starts:
             study_uid = study_uid_of(connection, job)
             record_event(connection, "work", study_uid, f"{job.model}: attempt {job.attempts} started")

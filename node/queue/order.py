@@ -81,7 +81,7 @@ def last_started(connection: Connection) -> list[Priority]:
     return [Priority(priority) for priority in connection.scalars(query.limit(STARTS - 1))]
 
 
-def _select_waiting() -> Select[Any]:
+def _select_waiting() -> Select[*tuple[Any, ...]]:
     jobs, other, head = schema.jobs.c, schema.jobs.alias("other"), schema.jobs.alias("head")
     queued = jobs.state == JobState.QUEUED
     # From one name to the next by the index `jobs_waiting`; DISTINCT would read all that waits.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, Select, delete, insert, select, update
 
 from node.archive import schema
 from node.archive.records import DeliveryState, Job
@@ -22,6 +23,19 @@ class NewResult:
     path: str  # relative to the storage folder
     size: int
     peers: Sequence[str]
+
+
+def take_first(connection: Connection, waiting: Select[int], **changes: Any) -> Job | None:
+    """Change the first job that `waiting` selects, by its id, and that no other worker is taking now; None when there
+    is none.
+    """
+    row = connection.execute(
+        update(schema.jobs)
+        .where(schema.jobs.c.id == waiting.limit(1).with_for_update(skip_locked=True).scalar_subquery())
+        .values(**changes)
+        .returning(schema.jobs)
+    ).first()
+    return None if row is None else Job.from_row(row)
 
 
 def put_results(connection: Connection, job_id: int, results: Sequence[NewResult], now: float) -> None:

@@ -17,7 +17,7 @@ from node.archive.database import Database, record_event
 from node.archive.records import Job
 from node.queue.jobs import NO_RESULT_STATES
 from node.queue.leases import LEASE_S
-from node.queue.rows import NewResult, put_results, study_uid_of
+from node.queue.rows import NewResult, put_results, study_uid_of, take_first
 from node.queue.workers import WorkerId
 
 
@@ -27,18 +27,12 @@ def claim_untold(database: Database, worker: WorkerId) -> Job | None:
     columns = schema.jobs.c
     free = or_(columns.lease_until.is_(None), columns.lease_until < now)
     waiting = select(columns.id).where(columns.untold, columns.state.in_(NO_RESULT_STATES), free)
-    waiting = waiting.order_by(columns.finished_at, columns.id).limit(1)
+    waiting = waiting.order_by(columns.finished_at, columns.id)
     with database.read() as connection:
-        if connection.scalar(waiting) is None:
+        if connection.scalar(waiting.limit(1)) is None:
             return None
     with database.write() as connection:
-        row = connection.execute(
-            update(schema.jobs)
-            .where(columns.id == waiting.with_for_update(skip_locked=True).scalar_subquery())
-            .values(lease_owner=str(worker), lease_until=now + LEASE_S)
-            .returning(schema.jobs)
-        ).first()
-    return None if row is None else Job.from_row(row)
+        return take_first(connection, waiting, lease_owner=str(worker), lease_until=now + LEASE_S)
 
 
 def finish_untold(database: Database, job: Job, worker: WorkerId, results: Sequence[NewResult]) -> bool:

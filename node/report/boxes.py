@@ -32,7 +32,7 @@ from node.report.sr import (
     describe,
     identify_finding,
     measure_certainty,
-    report_presence,
+    report_absent,
     round_number,
     source_region,
 )
@@ -92,16 +92,8 @@ class BoxFindings:
 
     def groups(self, seg: Dataset | None) -> list[Group]:
         """A group per box, then a statement per class of which none was found."""
-        absent = sorted(self.subject.manifest.classes.keys() - {measured.box.label for measured in self.measurements})
-        return [
-            *(_report(self.subject, measured) for measured in self.measurements),
-            *(
-                report_presence(
-                    describe(self.subject, self.subject.meaning(label), "class", str(label)), codes.SCT.Absent
-                )
-                for label in absent
-            ),
-        ]
+        reported = [_report(self.subject, measured) for measured in self.measurements]
+        return [*reported, *report_absent(self.subject, {measured.box.label for measured in self.measurements})]
 
     def panels(self) -> list[Panel]:
         """The key slices of the first boxes, each as a whole and enlarged, with every box that lies on them."""

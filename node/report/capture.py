@@ -20,6 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from node.dicom.volume import SliceRef
 from node.report.kinds import Kind
 from node.report.quiet import quietly
+from node.report.references import refer_to
 from node.report.seg import stamp
 from node.report.source import complete_header
 from node.report.subject import MANUFACTURER, Origin
@@ -78,7 +79,7 @@ def capture(
         )
     _complete(image, origin, header)
     image.DerivationDescription = derivation[:1024]
-    if references := _refer(refs):
+    if references := refer_to(refs):
         image.SourceImageSequence = references
     return image
 
@@ -103,19 +104,3 @@ def _burned_in(origin: Origin) -> str | None:
         return "YES"
     plain = all(source.get("Modality") in _WITHOUT_TEXT for source in origin.sources)
     return "NO" if said == {"NO"} or plain else None
-
-
-def _refer(refs: Iterable[SliceRef]) -> list[Dataset]:
-    """References to source images, the frames of one in one item (PS3.3 table 10-3)."""
-    frames: dict[tuple[str, str], list[int]] = {}
-    for ref in refs:
-        numbers = frames.setdefault((ref.sop_class_uid, ref.sop_instance_uid), [])
-        numbers += [] if ref.frame is None else [ref.frame]
-    items = []
-    for (sop_class_uid, sop_instance_uid), numbers in frames.items():
-        item = Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
-        if numbers:
-            item.ReferencedFrameNumber = numbers
-        items.append(item)
-    return items

@@ -127,11 +127,14 @@ def _widest_across(part: NDArray[np.bool_], ends: Points, spacing: tuple[float, 
     corners = np.unique(starts[:, 0])
     best, line = -1.0, (0.0, 0.0, 0.0)
     for chunk in np.array_split(corners, -(-len(corners) // _CHUNK)):
+        # Of the outline only what lies there: a long one has tens of thousands of lines, of a pixel each.
+        near = (high_u >= chunk[0] - _SAME_MM) & (low_u <= chunk[-1] + _SAME_MM)
+        start, stop, level = starts[near], stops[near], upright[near]
         u = chunk[:, None]
-        crossed = (u >= low_u - _SAME_MM) & (u <= high_u + _SAME_MM)
-        share = np.clip((u - starts[:, 0]) / np.where(upright, 1, run), 0, 1)
-        height = starts[:, 1] + np.where(upright, 0, share) * (stops[:, 1] - starts[:, 1])
-        other = np.where(upright, stops[:, 1], height)
+        crossed = (u >= low_u[near] - _SAME_MM) & (u <= high_u[near] + _SAME_MM)
+        share = np.clip((u - start[:, 0]) / np.where(level, 1, run[near]), 0, 1)
+        height = start[:, 1] + np.where(level, 0, share) * (stop[:, 1] - start[:, 1])
+        other = np.where(level, stop[:, 1], height)
         top = np.where(crossed, np.maximum(height, other), -np.inf).max(axis=1)
         bottom = np.where(crossed, np.minimum(height, other), np.inf).min(axis=1)
         widest = int(np.argmax(top - bottom))

@@ -7,7 +7,7 @@ such as the slices of a PET, are in a presentation state for each rescaling.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import highdicom as hd
@@ -19,13 +19,13 @@ from pydicom.uid import CTImageStorage
 
 from node.dicom.frames import FrameHeaders
 from node.dicom.uid import derive_uid
-from node.dicom.volume import SliceRef
 from node.report.annotations import encode_annotations
 from node.report.colors import finding_colors
 from node.report.encoded import encode_items, with_encoded
 from node.report.findings import Findings
 from node.report.kinds import Kind
 from node.report.outlines import Outline, bound
+from node.report.references import refer_to
 from node.report.seg import stamp
 from node.report.source import complete_header
 from node.report.subject import MANUFACTURER, Subject
@@ -137,7 +137,7 @@ def _make_state(
     character_set = state.get("SpecificCharacterSet")
     rows, columns = subject.source.array.shape[1:3]
     drawings = encode_annotations(
-        outlines, lambda index: _references([subject.source_slices[index]]), (columns, rows), _layer, character_set
+        outlines, lambda index: refer_to([subject.source_slices[index]]), (columns, rows), _layer, character_set
     )
     annotations = encode_items(state.GraphicAnnotationSequence, character_set) + drawings
     return with_encoded(state, {"GraphicAnnotationSequence": annotations})
@@ -178,22 +178,7 @@ def _refer_to_sources(state: Dataset, subject: Subject, images: dict[int, Datase
     ):
         if "ReferencedImageSequence" in item:
             old = item.ReferencedImageSequence
-            item.ReferencedImageSequence = _references(refs[str(image.ReferencedSOPInstanceUID)] for image in old)
-
-
-def _references(refs: Iterable[SliceRef]) -> list[Dataset]:
-    frames: dict[tuple[str, str], list[int]] = {}
-    for ref in refs:
-        numbers = frames.setdefault((ref.sop_class_uid, ref.sop_instance_uid), [])
-        numbers += [] if ref.frame is None else [ref.frame]
-    items = []
-    for (sop_class_uid, sop_instance_uid), numbers in frames.items():
-        item = Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
-        if numbers:
-            item.ReferencedFrameNumber = numbers if len(numbers) > 1 else numbers[0]
-        items.append(item)
-    return items
+            item.ReferencedImageSequence = refer_to(refs[str(image.ReferencedSOPInstanceUID)] for image in old)
 
 
 def _annotate(

@@ -10,7 +10,6 @@ import numpy as np
 from highdicom import sr
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.sr.codedict import codes
 
 from node.dicom.volume import Volume
 from node.errors import OutputRefused
@@ -20,7 +19,7 @@ from node.report.outlines import MOST_KEY_SLICES, Outline
 from node.report.page import Cell, Line, Mark, Panel
 from node.report.sections import show_at, show_frames, show_sections, spread
 from node.report.space import add_centre, first_voxels
-from node.report.sr import Group, describe, identify_finding, measure_certainty, report_presence, source_region
+from node.report.sr import Group, describe, identify_finding, measure_certainty, report_absent, source_region
 from node.report.subject import Subject
 from node.report.words import CATALOGUE, show_number
 
@@ -70,16 +69,8 @@ class LandmarkFindings:
 
     def groups(self, seg: Dataset | None) -> list[Group]:
         """A group per point, then a statement per class of which none was found."""
-        absent = sorted(self.subject.manifest.classes.keys() - {measured.point.label for measured in self.measurements})
-        return [
-            *(_report(self.subject, measured) for measured in self.measurements),
-            *(
-                report_presence(
-                    describe(self.subject, self.subject.meaning(label), "class", str(label)), codes.SCT.Absent
-                )
-                for label in absent
-            ),
-        ]
+        reported = [_report(self.subject, measured) for measured in self.measurements]
+        return [*reported, *report_absent(self.subject, {measured.point.label for measured in self.measurements})]
 
     def panels(self) -> list[Panel]:
         """The slices or frames that have points, evenly chosen where they are many."""

@@ -5,7 +5,7 @@ What the groups say, the kinds of findings know: `segments`, `boxes`, `landmarks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TypedDict
 
 from highdicom import sr
@@ -19,9 +19,10 @@ from node.infer.manifest import Finding
 from node.report.encoded import encode_items, with_encoded
 from node.report.kinds import Kind
 from node.report.library import describe_images
+from node.report.references import frames_by_instance
 from node.report.seg import coded, stamp
 from node.report.source import complete_header
-from node.report.subject import MANUFACTURER, Origin
+from node.report.subject import MANUFACTURER, Origin, Subject
 
 Group = (
     sr.MeasurementsAndQualitativeEvaluations
@@ -145,11 +146,9 @@ def report_presence(
 
     `seen` are the images or frames that it holds for; without any, it holds for all that the report is about.
     """
-    frames: dict[tuple[str, str], list[int]] = {}
-    for reference in seen:
-        numbers = frames.setdefault((reference.sop_class_uid, reference.sop_instance_uid), [])
-        numbers += [] if reference.frame is None else [reference.frame]
-    images = [sr.SourceImageForMeasurementGroup(*uids, numbers or None) for uids, numbers in frames.items()]
+    images = [
+        sr.SourceImageForMeasurementGroup(*uids, frames or None) for uids, frames in frames_by_instance(seen).items()
+    ]
     return sr.MeasurementsAndQualitativeEvaluations(
         **described,
         measurements=None if certainty is None else [certainty],
@@ -157,6 +156,15 @@ def report_presence(
         qualitative_evaluations=[sr.QualitativeEvaluation(name=codes.DCM.PresenceOfProperty, value=value)],
         source_images=images or None,
     )
+
+
+def report_absent(subject: Subject, found: Collection[int]) -> list[sr.MeasurementsAndQualitativeEvaluations]:
+    """A statement for each class of the manifest that is not among those `found`."""
+    absent = sorted(subject.manifest.classes.keys() - set(found))
+    return [
+        report_presence(describe(subject, subject.meaning(label), "class", str(label)), codes.SCT.Absent)
+        for label in absent
+    ]
 
 
 def measure_certainty(score: float, derivation: PydicomCode | None = None) -> sr.Measurement:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sqlalchemy import insert
 
 from node.archive import schema
 from node.archive.records import CommitmentState, Delivery, DeliveryState, Job, JobState, Study, StudyState
 from node.archive.store import Archive
+from node.commands.check import gets_reports_alone, look_at_storage
 from node.commands.listing import show_study
 from node.commands.story import (
     explain_commitment,
@@ -20,7 +23,10 @@ from node.commands.story import (
     explain_receiving,
     measure,
 )
+from node.config import load_config
 from node.priority import Priority
+from tests.deliver.test_outbox import owe
+from tests.dicom.slices import write_series
 
 STUDY = Study(1, "1.2.3", "", "A1", "", "", StudyState.ROUTED, "", 2, 64, 100.0, 160.0, 190.0)
 JOB = Job(
@@ -157,3 +163,54 @@ def test_what_is_left_out_is_said_where_it_would_stand(tmp_path: Path, capsys: p
     places = [shown.index(part) for part in ("line 0", "... 16 lines are left out (--events", "line 17", "line 19")]
     assert places == sorted(places)
     assert shown.rstrip().endswith("durations  receiving 1.0 s")
+
+
+def test_a_delivery_is_shown_with_the_model_that_made_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two models without a result, the deliveries are of one kind each."""
+    config = tmp_path / "config.yaml"
+    config.write_text(f"node: {{storage: {tmp_path / 'var'}}}\nmodels: {{path: {tmp_path}}}\n")
+    archive = Archive(tmp_path / "var", f"sqlite:///{tmp_path / 'var' / 'radnode.sqlite'}")
+    owe(archive, [write_series(tmp_path / "images", np.zeros((1, 4, 4), np.int16))[0]], "pacs")
+    archive.close()
+    show_study(Namespace(config=config, study="1.2.3", json=False, events=4))
+    table = capsys.readouterr().out.split("\ndeliveries\n")[1].splitlines()
+    assert table[0].split()[:5] == ["delivery", "job", "model", "kind", "peer"]
+    assert table[1].split()[:5] == ["1", "1", "m", "seg", "pacs"]
+    show_study(Namespace(config=config, study="1.2.3", json=True, events=4))
+    (delivery,) = json.loads(capsys.readouterr().out)["deliveries"]
+    assert (delivery["job"], delivery["model"]) == (1, "m")
+
+
+def test_check_says_what_holds_old_studies(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"node: {{storage: {tmp_path / 'var'}}}\nmodels: {{path: {tmp_path}}}\n")
+    archive = Archive(tmp_path / "var", f"sqlite:///{tmp_path / 'var' / 'radnode.sqlite'}")
+    owe(archive, [write_series(tmp_path / "images", np.zeros((1, 4, 4), np.int16))[0]], "pacs")
+    archive.close()
+    (finding,) = (finding for finding in look_at_storage(load_config(config)) if finding.what == "retention")
+    assert finding.verdict == "note"
+    assert finding.says.startswith(
+        "1 studies are older than keep.studies and stay: 1 with a delivery that is still tried (docs/operations.md"
+    )
+
+
+@pytest.mark.parametrize(
+    ("taken", "made", "alone"),
+    [
+        ("", "[seg, sr]", False),
+        (", results: [sr]", "[seg, sr]", True),
+        (", results: [sr, seg]", "[seg, sr]", False),
+        ("", "[sr, summary]", True),
+        (", results: [summary]", "[sr, summary]", False),
+    ],
+)
+def test_check_knows_who_gets_reports_without_their_segmentation(
+    *, tmp_path: Path, taken: str, made: str, alone: bool
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"node: {{storage: {tmp_path / 'var'}}}\nmodels: {{path: {tmp_path}}}\n"
+        f"peers: {{pacs: {{ae_title: A, host: h, port: 104{taken}}}}}\n"
+        f"routes: [{{name: r, when: {{}}, run: [m], send_to: [pacs], results: {made}}}]\n"
+    )
+    assert gets_reports_alone(load_config(config), "pacs") is alone

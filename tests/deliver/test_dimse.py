@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +25,9 @@ from pydicom.uid import (
     RLELossless,
     SegmentationStorage,
 )
+from pynetdicom import AE
 from pynetdicom.acse import ACSE
+from pynetdicom.events import EVT_C_STORE
 
 from node.deliver.dimse import Address, StoreSession, echo, judge_status
 from node.demo.pacs import Orthanc, free_port
@@ -198,7 +201,51 @@ def test_pixels_that_no_encoder_takes_are_sent_as_they_are(tmp_path: Path, caplo
         assert session.send(tmp_path / "seg.dcm") == ""
     (received,) = (tmp_path / "in").iterdir()
     assert dcmread(received).PixelData == seg.PixelData
-    assert "seg.dcm is sent as it is, not as JPEG-LS Lossless Image Compression: " in caplog.text
+    assert (
+        "seg.dcm is sent as it is, not as JPEG-LS Lossless Image Compression: it cannot be compressed (" in caplog.text
+    )
+
+
+@pytest.fixture
+def full_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A tmpfs without a byte left, where temporary files go."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], check=True)
+    try:
+        (folder / "ballast").write_bytes(bytes(shutil.disk_usage(folder).free))
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.mounts
+def test_without_room_to_compress_it_is_sent_as_it_is(
+    tmp_path: Path, full_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_seg(small_subject(tmp_path / "images", (7, 40, 48)), tmp_path / "seg.dcm")
+    with (
+        storescp(tmp_path / "in", "+xa") as address,
+        StoreSession(address, [tmp_path / "seg.dcm"], compress=True) as session,
+    ):
+        assert session.send(tmp_path / "seg.dcm") == ""
+        assert session.send(tmp_path / "seg.dcm") == ""
+    (received,) = (tmp_path / "in").iterdir()
+    assert dcmread(received).file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert "no temporary file could be written (No space left on device)" in caplog.text
+    assert [path.name for path in full_folder.iterdir()] == ["ballast"]
+
+
+def test_a_file_that_is_gone_is_told_and_the_next_is_sent(tmp_path: Path) -> None:
+    write_seg(small_subject(tmp_path / "images", (7, 40, 48)), tmp_path / "seg.dcm")
+    shutil.copy(tmp_path / "seg.dcm", tmp_path / "gone.dcm")
+    files = [tmp_path / "gone.dcm", tmp_path / "seg.dcm"]
+    with storescp(tmp_path / "in", "+xa") as address, StoreSession(address, files, compress=True) as session:
+        files[0].unlink()
+        with pytest.raises(DeliveryError, match=r"gone\.dcm cannot be read \(No such file or directory\)"):
+            session.send(files[0])
+        assert session.send(files[1]) == ""
 
 
 def test_orthanc_takes_every_form_compressed(tmp_path: Path) -> None:
@@ -235,6 +282,27 @@ def test_no_association_asks_for_more_than_128_contexts(tmp_path: Path) -> None:
     with storescp(tmp_path / "in", "+xa") as address, StoreSession(address, files, compress=True) as session:
         assert session.send(tmp_path / "seg.dcm") == ""
     assert len(list((tmp_path / "in").iterdir())) == 1
+
+
+def test_what_a_peer_says_is_one_line_without_the_patient(tmp_path: Path) -> None:
+    """A PACS that has another name under this ID says so with both."""
+    seg = write_seg(small_subject(tmp_path / "images", (4, 24, 32)), tmp_path / "seg.dcm")
+    status = Dataset()
+    status.Status, status.ErrorComment = 0xA900, f"no {seg.PatientID}\x1b[2J here, but of 'Doe'"
+    peer = AE("PEER")
+    peer.add_supported_context(SegmentationStorage)
+    server = peer.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(EVT_C_STORE, lambda event: status)])
+    assert server is not None
+    address = Address("PEER", "127.0.0.1", server.server_address[1], "RADNODE")
+    try:
+        with (
+            StoreSession(address, [tmp_path / "seg.dcm"]) as session,
+            pytest.raises(DeliveryError) as caught,
+        ):
+            session.send(tmp_path / "seg.dcm")
+    finally:
+        server.shutdown()
+    assert str(caught.value).endswith("answered status 0xA900 (no ... [2J here, but of 'Doe')")
 
 
 @pytest.mark.parametrize(

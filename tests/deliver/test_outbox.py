@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
-from sqlalchemy import insert, update
+from sqlalchemy import Table, insert, update
 
 from node.archive import schema
-from node.archive.records import DeliveryState, JobState, StudyState
+from node.archive.records import CommitmentState, DeliveryState, JobState, StudyState
+from node.archive.retention import count_kept
 from node.archive.store import Archive
 from node.deliver import outbox
-from node.deliver.dimse import Address
+from node.deliver.dimse import Address, StoreSession
 from node.deliver.peers import Destination
 from node.deliver.service import deliver_due, deliver_until
 from node.demo.pacs import Orthanc, free_port
@@ -113,6 +114,36 @@ def test_a_damaged_object_is_given_up_and_the_others_go(archive: Archive, files:
     assert all("reprocess" in parcel.delivery.reason for parcel in failed)
 
 
+def test_an_object_without_its_syntax_is_given_up_and_the_others_go(
+    archive: Archive, files: list[Path], orthanc: Orthanc
+) -> None:
+    owe(archive, files, "pacs")
+    (archive.storage / "results" / "0.dcm").write_bytes(bytes(128) + b"DICM\2\0\0\0UL\4\0" + bytes(4))
+    peer = Destination(Address(orthanc.ae_title, "127.0.0.1", orthanc.port, "RADNODE"), compress=True)
+    assert deliver_due(archive.database, archive.storage, "pacs", peer, threading.Event()) == 2
+    (failed,) = outbox.list_parcels(archive.database, states=[DeliveryState.FAILED])
+    assert failed.delivery.reason == "its file in results/ cannot be read (AttributeError): reprocess the study"
+
+
+def test_whatever_comes_of_one_object_the_others_go(
+    archive: Archive, files: list[Path], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reason says no more than the kind of the error: what pydicom says quotes values of elements."""
+    owe(archive, files, "pacs")
+    peer = Destination(Address(orthanc.ae_title, "127.0.0.1", orthanc.port, "RADNODE"))
+    send = StoreSession.send
+
+    def stumble(session: StoreSession, file: Path) -> str:
+        if file.name == "0.dcm":
+            raise KeyError("DOE^JANE")
+        return send(session, file)
+
+    monkeypatch.setattr(StoreSession, "send", stumble)
+    assert deliver_due(archive.database, archive.storage, "pacs", peer, threading.Event()) == 2
+    (waiting,) = outbox.list_parcels(archive.database, states=[DeliveryState.PENDING])
+    assert waiting.delivery.reason == "KeyError in radnode: see the log of the node"
+
+
 def test_a_person_sends_again(archive: Archive, files: list[Path]) -> None:
     owe(archive, files[:1], "pacs")
     (parcel,) = outbox.list_parcels(archive.database)
@@ -170,6 +201,57 @@ def test_nobody_sends_withdrawn_results_again(archive: Archive, files: list[Path
     with pytest.raises(NotAllowed, match="withdrawn"):
         outbox.retry_delivery(archive.database, seg.delivery.id, "test")
     assert outbox.retry_delivery(archive.database, note.delivery.id, "test").kind == REJECTION
+
+
+def test_what_is_given_up_is_owed_no_longer_and_forgotten_in_time(archive: Archive, files: list[Path]) -> None:
+    """A delivery that its peer refuses holds its study however old it is, and says so."""
+    owe(archive, files[:2], "pacs")
+    first, second = outbox.list_parcels(archive.database)
+    outbox.mark_delivered(archive.database, first)
+    assert str(count_kept(archive.database, 1.0)) == "1 with a delivery that is still tried"
+    outbox.mark_undelivered(archive.database, second, "status 0xA900", permanent=True)
+    assert archive.forget_finished(before=1e12) == []
+    kept = count_kept(archive.database, 1.0)
+    assert (kept.studies, kept.why) == (1, {"a delivery that its peer refuses": 1})
+    assert count_kept(archive.database, 0.0).studies == 0
+    with pytest.raises(NotAllowed, match=f"delivery {first.delivery.id} is delivered: nothing of it is owed"):
+        outbox.give_up(archive.database, first.delivery.id, "test")
+    outbox.give_up(archive.database, second.delivery.id, "test")
+    assert archive.events("1.2.3")[-1].what == "seg to pacs: given up by hand after 1 attempts"
+    assert count_kept(archive.database, 1.0).studies == 0
+    assert archive.forget_finished(before=1e12) == ["1.2.3"]
+    with pytest.raises(NotFound, match=f"no delivery {second.delivery.id}"):
+        outbox.give_up(archive.database, second.delivery.id, "test")
+
+
+def test_a_result_that_a_peer_does_not_answer_for_is_given_up(archive: Archive, files: list[Path]) -> None:
+    owe(archive, files[:1], "pacs")
+    (parcel,) = outbox.list_parcels(archive.database)
+    outbox.mark_delivered(archive.database, parcel, commitment=True)
+    assert count_kept(archive.database, 1.0).why == {"a result that its peer has yet to answer for": 1}
+    refused = {"commitment": CommitmentState.REFUSED, "commitment_due_at": None}
+    with archive.database.write() as connection:
+        connection.execute(update(schema.deliveries).values(refused))
+    assert count_kept(archive.database, 1.0).why == {"a result that its peer does not answer for": 1}
+    outbox.give_up(archive.database, parcel.delivery.id, "test")
+    assert archive.forget_finished(before=1e12) == ["1.2.3"]
+
+
+@pytest.mark.parametrize(
+    ("table", "values", "why"),
+    [
+        (schema.jobs, {"state": JobState.QUEUED}, "a job that is not finished"),
+        (schema.jobs, {"untold": True}, "a job that is not finished"),
+        (schema.studies, {"state": StudyState.QUARANTINED}, "content that is in quarantine"),
+    ],
+)
+def test_what_else_holds_an_old_study(archive: Archive, table: Table, values: dict[str, object], why: str) -> None:
+    owe(archive, [])
+    assert count_kept(archive.database, 1.0).studies == 0
+    with archive.database.write() as connection:
+        connection.execute(update(table).values(values))
+    assert count_kept(archive.database, 1.0).why == {why: 1}
+    assert archive.forget_finished(before=1e12) == []
 
 
 def test_delays_grow_to_ten_minutes() -> None:

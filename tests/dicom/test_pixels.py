@@ -287,6 +287,14 @@ def test_a_truncated_object_is_refused_by_its_name(shared_data: Path, tmp_path: 
         read_volumes(tmp_path)
 
 
+@pytest.mark.parametrize("values", [{"RescaleSlope": "1e37"}, {"RescaleSlope": "-1e300"}, {"RescaleIntercept": "1e40"}])
+def test_values_beyond_all_numbers_are_refused(tmp_path: Path, values: dict[str, str]) -> None:
+    """A model would make anything of infinity, and a picture and a report nothing."""
+    write_series(tmp_path, np.full((4, 8, 9), 100, np.int16), **values)
+    with pytest.raises(InputRefused, match=r"the values of instance [\d.]+ are beyond all numbers: its RescaleSlope"):
+        read_volumes(tmp_path)
+
+
 def test_a_frame_s_rescale_that_is_no_number_is_refused(shared_data: Path, tmp_path: Path) -> None:
     (path,) = scan_folder(shared_data / "enhanced" / ENHANCED[2]).files
     content = path.read_bytes()

@@ -24,7 +24,7 @@ from node.report.negative import NoResult
 from node.report.no_result import make_no_result
 from node.report.rejection import RejectionReason, make_rejection
 from node.report.results import Result, make_results
-from tests.report.cases import SECOND, Case, draw_mask, make_case, make_package, run
+from tests.report.cases import SECOND, Case, dciodvfy_errors, draw_mask, make_case, make_package, run
 from tests.report.conftest import CaseOf
 from tests.report.geometries import small_subject
 
@@ -161,3 +161,21 @@ def test_the_site_s_own_words_are_readable_in_every_kind(tmp_path: Path, charact
         assert "Λ" in str(read), result.name
         assert str(read.PatientName) == headers[0].PatientName, result.name
         assert "ungepr?" not in str(read), result.name
+
+
+def test_a_report_without_its_segmentation_stands_by_itself(tmp_path: Path) -> None:
+    """Its taker has the numbers, the finding, the images and their series; only the outlines are elsewhere."""
+    subject = small_subject(tmp_path / "images", (7, 40, 48))
+    (result,) = make_results(measure(subject), Wanted((Kind.SR,)))
+    file = tmp_path / "sr.dcm"
+    file.write_bytes(result.encode())
+    assert dciodvfy_errors(file) == set()
+    said = run("dsrdump", "+Pl", file)
+    images = dcmread(file).CurrentRequestedProcedureEvidenceSequence
+    assert {str(header.SOPInstanceUID) for header in subject.sources} <= {
+        uid for item in images for _, uid in uids_in(item)
+    }
+    assert said.count(f'"Source Series for Segmentation")="{subject.source.series_uid}"') == 2
+    assert said.count('NUM:(,,"Volume")=') == 2
+    assert said.count('CODE:(,,"Finding")=') == 2
+    assert said.count('IMAGE:(,,"Source")=(CT image,)') >= len(subject.sources)
