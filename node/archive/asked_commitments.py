@@ -7,12 +7,12 @@ process. An answer counts once for each result: one that comes twice changes not
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from pydicom.uid import generate_uid
 from sqlalchemy import Connection, delete, insert, select, update
 
 from node.archive import schema
@@ -86,7 +86,7 @@ def next_request(database: Database, peer: str) -> Request | None:
         _tell(connection, late, f"{peer} did not report on {{}} in time: asked again")
         if not asked:
             return None
-        request = Request(peer, str(generate_uid(prefix=None)), tuple(one.reference for one in asked))
+        request = Request(peer, f"2.25.{uuid.uuid4().int}", tuple(one.reference for one in asked))
         for one in asked:
             asks = one.delivery.commitment_asks + 1
             values: dict[str, object] = {

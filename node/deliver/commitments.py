@@ -15,7 +15,8 @@ from node.archive.database import Database
 from node.association import Address
 from node.deliver.dimse import ask_commitment, report_commitment
 from node.deliver.outbox import retry_delay_s
-from node.dicom.commitment import EVENT_ALL_SAFE, EVENT_FAILURES, read_report, report_of
+from node.dicom.commitment import EVENT_ALL_SAFE, EVENT_FAILURES
+from node.dicom.commitment_messages import read_report, report_of
 from node.errors import DeliveryError, NotFound
 
 _log = logging.getLogger(__name__)

@@ -25,7 +25,8 @@ from pynetdicom.sop_class import (
 
 from node.association import ANSWER_TIMEOUT_S, LITTLE_ENDIAN, Address, Connection
 from node.deliver.remarks import clean_comment
-from node.dicom.commitment import WELL_KNOWN_INSTANCE, Request, request_of
+from node.dicom.commitment import WELL_KNOWN_INSTANCE, Request
+from node.dicom.commitment_messages import request_of
 from node.dicom.encode import candidates, compress
 from node.dicom.uid import name_uid
 from node.errors import DeliveryError

@@ -26,9 +26,8 @@ from node.dicom.commitment import (
     Reference,
     Request,
     Verdict,
-    encode_report,
-    read_report,
 )
+from node.dicom.commitment_messages import encode_report, read_report
 from node.dicom.identity import is_uid
 from node.errors import NotFound
 from node.receive.admission import Sender

@@ -14,7 +14,8 @@ from pydicom.uid import CTImageStorage, MRImageStorage, generate_uid
 from node.archive.commitments import Commitments
 from node.archive.store import Archive
 from node.demo.pacs import Orthanc, free_port
-from node.dicom.commitment import Reference, Request, Verdict, report_of
+from node.dicom.commitment import Reference, Request, Verdict
+from node.dicom.commitment_messages import report_of
 from tests.receive.conftest import Door
 from tests.receive.peers import associate
 from tests.receive.sending import command, ct, encode, pdus, read_message, read_status, release, store_dataset
