@@ -27,12 +27,12 @@ from node.dicom.assembly import InputPlan, assemble_volumes
 from node.dicom.header import read_header
 from node.dicom.naming import instances_of, narrow
 from node.dicom.selection import select_input
+from node.engine import open_models
 from node.errors import ArchiveError, InputRefused, ModelError, OutputRefused, RadnodeError
-from node.infer.device import choose_device
 from node.infer.hosted import LOAD_S, probe_protections
 from node.infer.package import Package
 from node.infer.shelf import PackageShelf
-from node.infer.warm import WarmModels
+from node.infer.warm import Models
 from node.outcome import keep_results, make_untold, previous_reports, wanted_of, what_peers_take, withdraw_replaced
 from node.queue.leases import LEASE_S, claim_job, end_job, fail_attempt, finish_job, release_job, renew_lease
 from node.queue.untold import claim_untold, drop_untold, finish_untold
@@ -52,11 +52,7 @@ def work_until(stop: threading.Event, archive: Archive, config: Config, *, ready
     """Run jobs until `stop` is set; the job that is running then is finished, or given back after `DRAIN_S`."""
     worker = WorkerId.mine()
     shelf = PackageShelf(config.models.paths, config.models.trusted)
-    models = WarmModels(
-        choose_device(config.workers.device),
-        memory_bytes=config.workers.memory_bytes,
-        warm_bytes=config.workers.memory_bytes or _physical_memory() // (2 * config.workers.count),
-    )
+    models = open_models(config.workers)
     _tell_protections(models.device)
     bell = Bell(archive.storage, Room.WORK)
     ready()
@@ -66,6 +62,8 @@ def work_until(stop: threading.Event, archive: Archive, config: Config, *, ready
             untold = claim_untold(archive.database, worker)
             if untold is not None:
                 _tell_no_result(archive, config, untold, worker, shelf)
+                continue
+            if not models.ready(stop):
                 continue
             job = claim_job(archive.database, worker)
             if job is None:
@@ -107,7 +105,7 @@ def plan_inputs(package: Package, wanted: dict[str, list[str]], paths: dict[str,
     return plans
 
 
-def _run(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: PackageShelf, models: WarmModels) -> None:
+def _run(archive: Archive, config: Config, job: Job, worker: WorkerId, shelf: PackageShelf, models: Models) -> None:
     """One attempt, and its end in the queue whatever happened."""
     database = archive.database
     try:
@@ -207,10 +205,6 @@ def _timeout_s(shelf: PackageShelf, job: Job) -> float:
     return package.manifest.timeout_s if isinstance(package, Package) else 60.0
 
 
-def _physical_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def _tell_protections(device: str) -> None:
     """Log what holds for the models of this worker."""
     try:
@@ -233,7 +227,7 @@ class _Heartbeat:
         worker: WorkerId,
         stop: threading.Event,
         timeout_s: float,
-        models: WarmModels,
+        models: Models,
     ):
         self._models = models
         self._archive, self._job, self._worker, self._stop = archive, job, worker, stop

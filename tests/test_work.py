@@ -16,6 +16,7 @@ from sqlalchemy import insert, text
 from node import work
 from node.queue.jobs import NewJob, add_job
 from node.queue.leases import claim_job
+from node.infer.warm import WarmModels
 from node.queue.workers import WorkerId
 from node.archive import schema
 from node.archive.records import StudyState
@@ -46,7 +47,7 @@ match sys.argv[2]:
         work.AROUND_S = 0.0
     case "reads" | "runs too long":
         timeout_s = 0.0
-models = work.WarmModels("cpu", memory_bytes=None, warm_bytes=0)
+models = WarmModels("cpu", memory_bytes=None, warm_bytes=0)
 models._asked = Asked
 with work._Heartbeat(archive, job, worker, stop, timeout_s, models):
     time.sleep(2 if sys.argv[2] == "reads" else 30)
