@@ -53,6 +53,7 @@ class SmallCluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        import_ray().shutdown()  # where this process was a driver of it
         self._cluster.shutdown()
         left = [each for each in psutil.Process().children(recursive=True) if each.pid not in self._before]
         for process in left:

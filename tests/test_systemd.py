@@ -41,8 +41,22 @@ def _names(drop_ins: list[Path]) -> str:
 COMBINATIONS = [[], *([drop_in] for drop_in in DROP_INS), DROP_INS]
 
 
-def test_both_drop_ins_are_looked_at() -> None:
-    assert [drop_in.name for drop_in in DROP_INS] == ["gpu.conf.example", "port-104.conf.example"]
+def test_all_drop_ins_are_looked_at() -> None:
+    assert [drop_in.name for drop_in in DROP_INS] == ["gpu.conf.example", "port-104.conf.example", "ray.conf.example"]
+
+
+@pytest.mark.parametrize("name", ["radnode-ray-head.service", "radnode-ray-worker.service"])
+def test_the_units_of_ray_are_right_and_hardened(name: str, tmp_path: Path) -> None:
+    unit = tmp_path / name
+    text = (CHECKOUT / "systemd" / name).read_text()
+    unit.write_text(text.replace("/opt/radnode/bin/ray ", f"{sys.executable} "))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    command = ["systemd-analyze", "security", "--offline=yes", "--no-pager", unit]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    found = re.search(rf"Overall exposure level for {re.escape(name)}: ([0-9.]+)", said)
+    assert found, said
+    assert float(found[1]) <= MOST_EXPOSED, said
 
 
 @pytest.mark.parametrize("drop_ins", COMBINATIONS, ids=_names)

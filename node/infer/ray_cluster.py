@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +68,12 @@ def connect(address: str) -> Any:
     stay as they were: Ray would take SIGTERM for itself.
     """
     ray = import_ray()
+    if ray.is_initialized():  # one process is one driver, until it ends
+        return ray
     place = _find(address)
     _reach(place)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    main = threading.current_thread() is threading.main_thread()  # in another thread Ray takes none, nor could we
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT) if main}
     try:
         ray.init(
             address=place,

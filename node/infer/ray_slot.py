@@ -144,8 +144,6 @@ class RaySlot:
         for seat in (self._seat, self._coming[0] if self._coming else None):
             if seat is not None:
                 seat.leave()
-        if self._ray is not None:
-            self._ray.shutdown()
 
     def take_seat(self, stopped: Callable[[], None]) -> _Seat:
         """The slot's actor, a new one where the last was lost; `stopped` raises when nobody waits for it any more.
@@ -237,8 +235,8 @@ class RaySlot:
         except Exception as error:  # what Ray raises when its head does not answer
             machines, free = f"not known ({type(error).__name__})", "not known"
         return (
-            f"the Ray cluster has had no room for a slot of {asked} for {self._pending_s:.0f} s; free are {free}; there "
-            f"are {machines}: see workers.count, workers.gpus and workers.cpus"
+            f"the Ray cluster has had no room for a slot of {asked} for {self._pending_s:.0f} s; free are {free}; "
+            f"there are {machines}: see workers.count, workers.gpus and workers.cpus"
         )
 
     def _tell(self, sentence: str) -> None:
