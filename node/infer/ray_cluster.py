@@ -68,10 +68,10 @@ def connect(address: str) -> Any:
     stay as they were: Ray would take SIGTERM for itself.
     """
     ray = import_ray()
-    if ray.is_initialized():  # one process is one driver, until it ends
-        return ray
     place = _find(address)
     _reach(place)
+    if ray.is_initialized():  # one process is one driver, until it ends
+        return ray
     main = threading.current_thread() is threading.main_thread()  # in another thread Ray takes none, nor could we
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT) if main}
     try:
@@ -81,15 +81,11 @@ def connect(address: str) -> Any:
             configure_logging=False,
             logging_level=logging.CRITICAL,
         )
-    except ray.exceptions.AuthenticationError:
+    except (ray.exceptions.AuthenticationError, OSError):  # Ray does not tell the one from the other
         raise ModelError(
-            f"the Ray cluster at {place} does not take this machine's token: set the same RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN_PATH for radnode as for Ray (docs/scale-out.md)"
-        ) from None
-    except (ConnectionError, TimeoutError, OSError) as error:
-        raise ClusterUnreachable(
-            f"the Ray cluster at {place} cannot be joined ({type(error).__name__}): see whether Ray runs on this "
-            "machine too (`ray status`)"
+            f"the Ray cluster at {place} answers and cannot be joined: either it does not take this machine's token "
+            "(set the same RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH for radnode as for Ray), or no Ray of that cluster "
+            "runs on this machine (docs/scale-out.md)"
         ) from None
     except Exception as error:  # Ray raises RuntimeError and what its libraries raise: another version, another cluster
         raise ModelError(
