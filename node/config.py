@@ -207,10 +207,32 @@ def _check_device(value: str) -> str:
     return value
 
 
-def _check_engine(value: object) -> object:
-    if value == "ray":
-        raise ValueError("found 'ray'; this version places workers on this machine only, expected local")
+def _check_cluster(value: str) -> str:
+    """Where Ray's head listens; `ray://`, the way of its client, needs another package and holds no leases."""
+    address = value.strip()
+    if address == "auto":
+        return address
+    try:
+        url = urlsplit(f"//{address}")
+        good = bool(url.hostname) and url.port is not None and url.netloc == address and "@" not in address
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(f"found {value!r}; expected auto, or the address of Ray's head, such as 10.1.2.3:6379")
+    return address
+
+
+def _check_share(value: float) -> float:
+    """Ray shares one accelerator among slots, or gives a slot a whole one; a model runs on one."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"found {value:g}; expected the share of a GPU that one slot has: 0 (none) to 1, such as 0.5")
     return value
+
+
+def _check_absolute(value: str) -> str:
+    if not value.startswith("/") or "\0" in value:
+        raise ValueError(f"found {value!r}; expected a path that begins with /, the same on every machine")
+    return os.path.normpath(value)
 
 
 def _check_database(value: str) -> str:
@@ -372,7 +394,7 @@ class Results(Section):
 class Workers(Section):
     """The processes that run models."""
 
-    engine: Annotated[Literal["local"], BeforeValidator(_check_engine)] = "local"
+    engine: Literal["local", "ray"] = "local"
     count: WholeNumber = Field(default=1, ge=1, le=64)
     device: Annotated[str, AfterValidator(_check_device)] = "auto"
     # What the models of one worker may hold together, and one alone at its most; None: what is warm holds half of the
@@ -380,6 +402,21 @@ class Workers(Section):
     memory_bytes: Annotated[int, BeforeValidator(_parse_size_bytes)] | None = Field(default=None, alias="memory")
     # While a model runs, the next study's images are read into memory, where a quarter of what is free holds them.
     read_ahead: bool = True
+    # With the engine ray a worker's models run in a slot on one of the cluster's machines.
+    address: Annotated[str, AfterValidator(_check_cluster)] = "auto"  # auto: the cluster that this machine belongs to
+    gpus: Annotated[Number, AfterValidator(_check_share)] | None = None  # of one slot; None: 1, and 0 with device cpu
+    cpus: Number = Field(default=1.0, gt=0, le=1024)  # of one slot
+    package_cache: Annotated[str, AfterValidator(_check_absolute)] | None = None  # None: ~/.cache/radnode/packages
+    package_cache_bytes: Annotated[int, BeforeValidator(_parse_size_bytes)] = Field(
+        default=50 * 10**9, alias="package_cache_size"
+    )
+
+    @property
+    def slot_gpus(self) -> float:
+        """The share of a GPU that a slot asks for."""
+        if self.gpus is not None:
+            return float(self.gpus)
+        return 0.0 if self.device == "cpu" else 1.0
 
 
 class Keep(Section):
@@ -441,6 +478,7 @@ class Config(Section):
 def _check_references(data: object) -> Iterator[tuple[Location, str]]:
     """What no single field can know: names that stand elsewhere in the file; the data may have any shape."""
     config = mapping_of(data)
+    yield from _check_workers(mapping_of(config.get("workers")))
     peers = mapping_of(config.get("peers"))
     if "peers" in config and not isinstance(config["peers"], Mapping):
         return  # told already; every name would be unknown for this one reason
@@ -475,6 +513,22 @@ def _check_references(data: object) -> Iterator[tuple[Location, str]]:
             yield from _check_peer_name(location, peer, peers)
             if mapping_of(peers.get(str(peer))) and mapping_of(peers[str(peer)]).get("port") is None:
                 yield location, f"found {peer!r}, a peer without a port; expected peers.{peer}.port, to send there"
+
+
+def _check_workers(workers: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    """What only Ray understands, and what it does not."""
+    if workers.get("engine") != "ray":
+        for field in ("address", "gpus", "cpus", "package_cache", "package_cache_size"):
+            if field in workers:
+                yield ("workers", field), "is for slots in a Ray cluster; expected workers.engine: ray with it"
+        return
+    device, gpus = str(workers.get("device", "auto")), workers.get("gpus")
+    if device.startswith("cuda:"):
+        yield ("workers", "device"), f"found {device!r}; Ray chooses the GPU of a slot, expected auto, cpu or cuda"
+    elif device == "cuda" and gpus == 0:
+        yield ("workers", "gpus"), "found 0 with workers.device cuda; expected a share of a GPU, such as 0.5"
+    elif device == "cpu" and isinstance(gpus, int | float) and gpus > 0:
+        yield ("workers", "gpus"), f"found {gpus:g} with workers.device cpu; expected 0, or another device"
 
 
 def _seconds_of(written: object) -> float:

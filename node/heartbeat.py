@@ -8,13 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.archive.database import Database
 from node.archive.records import Job
 from node.infer.hosted import LOAD_S
+from node.infer.model import Stoppable
 from node.queue.leases import LEASE_S, fail_attempt, release_job, renew_lease
 from node.queue.workers import WorkerId
 
@@ -24,16 +24,6 @@ DRAIN_S = 120.0  # a job that runs when the node stops may take so long; then it
 AROUND_S = LOAD_S + 600.0  # that radnode may take to load a model and read its input, and then for its results
 STUCK_S = 30.0  # that a job may take to end after its model was killed
 EXIT_LOST = 70
-
-
-class Stoppable(Protocol):
-    """A model, as far as a heartbeat looks at it."""
-
-    running: bool  # it has its input and has not answered yet
-
-    def stop(self, why: str) -> None:
-        """Kill its process, from any thread; its run fails with this sentence."""
-        ...
 
 
 class Heartbeat:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -31,14 +30,14 @@ from node.dicom.assembly import InputPlan, assemble_volumes, shape_of
 from node.dicom.header import read_header
 from node.dicom.naming import instances_of, narrow
 from node.dicom.selection import select_input
+from node.engine import open_models
 from node.errors import ArchiveError, InputRefused, ModelError, OutputRefused, RadnodeError
 from node.heartbeat import Heartbeat
-from node.infer.device import choose_device
 from node.infer.hosted import probe_protections
 from node.infer.package import Package
 from node.infer.packagings import Adapter
 from node.infer.shelf import PackageShelf
-from node.infer.warm import WarmModels
+from node.infer.warm import Models
 from node.outcome import keep_results, make_untold, previous_reports, wanted_of, what_peers_take, withdraw_replaced
 from node.queue.leases import claim_job, claim_to_read, end_job, fail_attempt, finish_job, give_back_read
 from node.queue.untold import claim_untold, drop_untold, finish_untold
@@ -54,11 +53,7 @@ POLL_S = 0.25
 
 def work_until(stop: threading.Event, archive: Archive, config: Config, *, ready: Callable[[], None]) -> None:
     """Run jobs until `stop` is set; what is on its way then is finished, or given back after `heartbeat.DRAIN_S`."""
-    models = WarmModels(
-        choose_device(config.workers.device),
-        memory_bytes=config.workers.memory_bytes,
-        warm_bytes=config.workers.memory_bytes or _physical_memory() // (2 * config.workers.count),
-    )
+    models = open_models(config.workers)
     _tell_protections(models.device)
     worker = Worker(stop, archive, config, models)
     bell = Bell(archive.storage, Room.WORK)
@@ -88,7 +83,7 @@ class _Attempt:
 class Worker:
     """Runs one job's model at a time."""
 
-    def __init__(self, stop: threading.Event, archive: Archive, config: Config, models: WarmModels):
+    def __init__(self, stop: threading.Event, archive: Archive, config: Config, models: Models):
         """It works until `stop` is set by whoever calls it."""
         self._stop, self._archive, self._config, self._models = stop, archive, config, models
         self._id = WorkerId.mine()
@@ -98,11 +93,13 @@ class Worker:
         self._reporting: Future[None] | None = None
 
     def do_next(self) -> bool:
-        """Take the next piece of work; False when there is none."""
+        """Take the next piece of work, or wait for a place to do it; False when there is none."""
         # First what is quick: the peers of a job without a result wait for a sentence only.
         untold = claim_untold(self._archive.database, self._id)
         if untold is not None:
             _tell_no_result(self._archive, self._config, untold, self._id, self._shelf)
+            return True
+        if not self._models.ready(self._stop):
             return True
         job = claim_job(self._archive.database, self._id, loaded=self._models.names, read=self._ahead.job_id)
         if job is None:
@@ -320,10 +317,6 @@ def _free_memory() -> int:
     """Bytes that can be taken without swapping (proc(5))."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-
-
-def _physical_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _tell_protections(device: str) -> None:

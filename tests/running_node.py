@@ -36,6 +36,7 @@ class RunningNode:
         peers: str = "",
         results: str | None = None,
         database: str = "sqlite",
+        workers: str | None = None,
     ):
         """`pacs` is what the PACS takes, such as `, seg: auto`; `peers` are lines of further peers."""
         self.folder = folder
@@ -60,6 +61,7 @@ models:   {{path: {models}}}
 routes:   {routes}
 keep:     {{studies: 7d, free_disk: 10MB}}
 {f"web:      {web}" if web else ""}
+{f"workers:  {workers}" if workers else ""}
 {f"results:  {results}" if results else ""}
 """
         )

@@ -248,10 +248,24 @@ MISTAKES = [
      "routes[0].priority_when[0].when.Modallity", "is not a DICOM keyword; did you mean Modality?"),
     ("    send_to: [pacs]\n", "  - {name: chest CT, when: {}, run: [a]}\n", 24, "routes[1].name",
      "found 'chest CT' as routes[0] has it; expected another name"),
-    ("workers: {engine: local, count: 1}", "workers: {engine: ray}", 25, "workers.engine",
-     "found 'ray'; this version places workers on this machine only, expected local"),
+    ("workers: {engine: local, count: 1}", "workers: {engine: ray, address: head}", 25, "workers.address",
+     "found 'head'; expected auto, or the address of Ray's head, such as 10.1.2.3:6379"),
+    ("workers: {engine: local, count: 1}", "workers: {engine: ray, address: 'ray://head:10001'}", 25, "workers.address",
+     "found 'ray://head:10001'; expected auto, or the address of Ray's head, such as 10.1.2.3:6379"),
+    ("workers: {engine: local, count: 1}", "workers: {engine: ray, gpus: 2}", 25, "workers.gpus",
+     "found 2; expected the share of a GPU that one slot has: 0 (none) to 1, such as 0.5"),
+    ("workers: {engine: local, count: 1}", "workers: {engine: ray, device: cpu, gpus: 0.5}", 25, "workers.gpus",
+     "found 0.5 with workers.device cpu; expected 0, or another device"),
+    ("workers: {engine: local, count: 1}", "workers: {engine: ray, device: cuda, gpus: 0}", 25, "workers.gpus",
+     "found 0 with workers.device cuda; expected a share of a GPU, such as 0.5"),
+    ("workers: {engine: local, count: 1}", "workers: {engine: ray, device: 'cuda:1'}", 25, "workers.device",
+     "found 'cuda:1'; Ray chooses the GPU of a slot, expected auto, cpu or cuda"),
+    ("workers: {engine: local, count: 1}", "workers: {engine: ray, package_cache: packages}", 25,
+     "workers.package_cache", "found 'packages'; expected a path that begins with /, the same on every machine"),
+    ("workers: {engine: local, count: 1}", "workers: {gpus: 0.5}", 25, "workers.gpus",
+     "is for slots in a Ray cluster; expected workers.engine: ray with it"),
     ("workers: {engine: local, count: 1}", "workers: {engine: slurm}", 25, "workers.engine",
-     "found 'slurm'; expected 'local'"),
+     "found 'slurm'; expected 'local' or 'ray'"),
     ("workers: {engine: local, count: 1}", "workers: {count: 1.5}", 25, "workers.count",
      "found the number 1.5; expected a whole number"),
     ("workers: {engine: local, count: 1}", "workers: {device: gpu0}", 25, "workers.device",
@@ -400,6 +414,11 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(write: Write) ->
 def test_memory_of_models(write: Write) -> None:
     assert load_config(write(changed("{engine: local, count: 1}", "{memory: 24GiB}"))).workers.memory_bytes == 24 << 30
     assert load_config(write(changed("{engine: local, count: 1}", "{count: 2}"))).workers.memory_bytes is None
+    slots = load_config(write(changed("{engine: local, count: 1}", "{engine: ray, count: 8, gpus: 0.5}"))).workers
+    assert (slots.address, slots.slot_gpus, slots.cpus, slots.package_cache) == ("auto", 0.5, 1.0, None)
+    for device, gpus in {"auto": 1.0, "cuda": 1.0, "cpu": 0.0}.items():
+        asked = changed("{engine: local, count: 1}", f"{{engine: ray, device: {device}}}")
+        assert load_config(write(asked)).workers.slot_gpus == gpus
     with pytest.raises(ConfigError, match=r"workers\.memory: found 24; expected a size above zero"):
         load_config(write(changed("{engine: local, count: 1}", "{memory: 24}")))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -18,6 +20,12 @@ def test_no_circle_of_imports() -> None:
     }
     assert "node.report.results" in imports["node.analyse"]
     TopologicalSorter(imports).prepare()  # CycleError names the modules of a circle
+
+
+def test_ray_is_imported_by_nobody_who_does_not_use_it() -> None:
+    script = "import sys, node.work, node.commands.check, node.infer.ray_slot; print('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def _name(path: Path) -> str:

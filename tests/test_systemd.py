@@ -41,8 +41,22 @@ def _names(drop_ins: list[Path]) -> str:
 COMBINATIONS = [[], *([drop_in] for drop_in in DROP_INS), DROP_INS]
 
 
-def test_both_drop_ins_are_looked_at() -> None:
-    assert [drop_in.name for drop_in in DROP_INS] == ["gpu.conf.example", "port-104.conf.example"]
+def test_all_drop_ins_are_looked_at() -> None:
+    assert [drop_in.name for drop_in in DROP_INS] == ["gpu.conf.example", "port-104.conf.example", "ray.conf.example"]
+
+
+@pytest.mark.parametrize("name", ["radnode-ray-head.service", "radnode-ray-worker.service"])
+def test_the_units_of_ray_are_right_and_hardened(name: str, tmp_path: Path) -> None:
+    unit = tmp_path / name
+    text = (CHECKOUT / "systemd" / name).read_text()
+    unit.write_text(text.replace("/opt/radnode/bin/ray ", f"{sys.executable} "))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    command = ["systemd-analyze", "security", "--offline=yes", "--no-pager", unit]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    found = re.search(rf"Overall exposure level for {re.escape(name)}: ([0-9.]+)", said)
+    assert found, said
+    assert float(found[1]) <= MOST_EXPOSED, said
 
 
 @pytest.mark.parametrize("drop_ins", COMBINATIONS, ids=_names)
@@ -224,6 +238,51 @@ def test_the_drop_in_opens_a_port_below_1024(machine: Machine) -> None:
     machine.adjust("port-104.conf", (UNIT.parent / "radnode.service.d" / "port-104.conf.example").read_text())
     machine.systemctl("start", "radnode")
     assert machine.answers()
+    machine.systemctl("stop", "radnode")
+
+
+# As docs/scale-out.md says, in one machine; the wrapper stands for the command of the virtual environment.
+INSTALL_RAY = """
+set -eu
+units=/opt/radnode/src/systemd
+sed 's/-m node.cli/-m ray.scripts.scripts/' /opt/radnode/bin/radnode >/opt/radnode/bin/ray
+chmod 755 /opt/radnode/bin/ray
+printf %064d 7 >/etc/radnode/ray-token
+chown root:radnode /etc/radnode/ray-token
+chmod 640 /etc/radnode/ray-token
+echo 'RAY_NODE_IP=127.0.0.8
+RAY_RESOURCES=--num-cpus=1 --num-gpus=0 --object-store-memory=90000000' >/etc/radnode/ray.env
+install -m 644 $units/radnode-ray-head.service /etc/systemd/system/
+install -D -m 644 $units/radnode.service.d/ray.conf.example /etc/systemd/system/radnode.service.d/ray.conf
+echo 'workers: {engine: ray, gpus: 0}' >>/etc/radnode/config.yaml
+systemctl daemon-reload
+"""
+
+
+@pytest.mark.real_systemd
+def test_ray_lives_under_systemd_and_radnode_reaches_it(machine: Machine) -> None:
+    done = machine.run("sh", "-c", INSTALL_RAY)
+    assert done.returncode == 0, done.stderr
+    machine.systemctl("start", "radnode")  # wants Ray, and is ready whether it is there or not
+    try:
+        wait_until(lambda: "models on " in machine.journal(), 120, "a slot")
+    except AssertionError:
+        said = machine.run("journalctl", "-o", "cat", "--no-pager", "-n", "80").stdout
+        raise AssertionError(f"no slot: {said}") from None
+    said = machine.journal()
+    assert "(127.0.0.8): models run on cpu" in said
+    for sentence in (
+        "(127.0.0.8) run with no network: yes (seccomp)",
+        "(127.0.0.8) run with read-only files, none but its own: yes (Landlock)",
+        "(127.0.0.8) run with no way to other processes: yes (Landlock and seccomp)",
+        "(127.0.0.8) run with no rights to gain: yes",
+    ):
+        assert sentence in said, said
+    machine.systemctl("stop", "radnode-ray-head")
+    assert machine.answers(), "reception does not need Ray"
+    assert machine.run("find", "/run/radnode-ray", "-mindepth", "1").stdout == ""
+    machine.systemctl("start", "radnode-ray-head")
+    wait_until(lambda: machine.journal().count("models run on cpu") >= 2, 240, "a slot in the new cluster")
     machine.systemctl("stop", "radnode")
 
 

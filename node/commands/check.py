@@ -41,7 +41,18 @@ def check(options: Namespace) -> int:
         findings.append(
             Finding("configuration", "good", f"{path}, {len(config.routes)} routes, {len(config.peers)} peers")
         )
-        for look in (look_at_storage, _models, _routes, _peers, _ports, _tls, _web, _accelerator, _protections):
+        for look in (
+            look_at_storage,
+            _models,
+            _routes,
+            _peers,
+            _ports,
+            _tls,
+            _web,
+            _accelerator,
+            _cluster,
+            _protections,
+        ):
             findings += look(config)
     if options.json:
         print_json([asdict(finding) for finding in findings])
@@ -212,7 +223,7 @@ def _accelerator(config: Config) -> Iterator[Finding]:
     from node.infer.device import choose_device
 
     try:
-        device = choose_device(config.workers.device)
+        device = choose_device(_local_device(config))
     except RadnodeError as error:
         yield Finding("accelerator", "wrong", str(error))
         return
@@ -226,12 +237,37 @@ def _accelerator(config: Config) -> Iterator[Finding]:
         yield Finding("accelerator", "good", f"{device}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
 
 
+def _local_device(config: Config) -> str:
+    """What is asked of this machine: with Ray it runs programs only, wherever it can."""
+    return config.workers.device if config.workers.engine == "local" else "auto"
+
+
+def _cluster(config: Config) -> Iterator[Finding]:
+    workers = config.workers
+    if workers.engine != "ray":
+        return
+    from node.infer.ray_cluster import connect, list_machines
+
+    try:
+        ray = connect(workers.address)
+    except RadnodeError as error:
+        yield Finding("Ray", "wrong", str(error))
+        return
+    machines = list_machines(ray)
+    ray.shutdown()
+    for machine in machines:
+        yield Finding("Ray", "good", str(machine))
+    slots = sum(machine.slots(workers.cpus, workers.slot_gpus) for machine in machines)
+    asked = f"{workers.count} slots are asked for (workers.count), the cluster has room for {slots}"
+    yield Finding("Ray", "good" if slots >= workers.count else "wrong" if not slots else "note", asked)
+
+
 def _protections(config: Config) -> Iterator[Finding]:
     from node.infer.device import choose_device
     from node.infer.hosted import probe_protections
 
     try:
-        protections = probe_protections(choose_device(config.workers.device))
+        protections = probe_protections(choose_device(_local_device(config)))
     except RadnodeError as error:
         yield Finding("protection", "wrong", str(error))
         return

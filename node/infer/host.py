@@ -168,11 +168,11 @@ def _predict(model: Any, manifest: Any, inputs: Mapping[str, Any], descriptors: 
     manifest wants them, the probabilities'.
     """
     from node.infer.results import Labelmap
-    from node.infer.wire import describe_prediction, restore_input, write_array, write_probabilities
+    from node.infer.wire import describe_prediction, map_array, restore_input, write_array, write_probabilities
 
     prediction = model.predict(
         {
-            name: restore_input(described, descriptor)
+            name: restore_input(described, map_array(descriptor, tuple(described["shape"]), described["dtype"]))
             for (name, described), descriptor in zip(inputs.items(), descriptors[: len(inputs)], strict=True)
         }
     )

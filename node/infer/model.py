@@ -45,6 +45,16 @@ class DicomModel(Protocol):
         ...
 
 
+class Stoppable(Protocol):
+    """What runs for a job, as far as its worker's other threads look at it."""
+
+    running: bool  # it has its input and has not answered yet
+
+    def stop(self, why: str) -> None:
+        """End its process, from any thread; its run, or the one that comes next, fails with this sentence."""
+        ...
+
+
 def open_model(
     package: Package, device: str, *, memory_bytes: int | None = None, in_process: bool = False
 ) -> Model | DicomModel:

@@ -81,7 +81,7 @@ def list_hashes(folder: Path) -> str:
     therefore not read `__pycache__` either. Raises as `digest_package`.
     """
     lines = []
-    for path in sorted(_package_files(folder), key=os.fsencode):
+    for path in sorted(package_files(folder), key=os.fsencode):
         try:
             with (folder / path).open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
@@ -93,7 +93,7 @@ def list_hashes(folder: Path) -> str:
 
 def package_size(folder: Path) -> int:
     """Bytes of all files that count."""
-    return sum((folder / path).stat().st_size for path in _package_files(folder))
+    return sum((folder / path).stat().st_size for path in package_files(folder))
 
 
 def discover_packages(paths: Iterable[Path]) -> tuple[list[Package], list[ModelError | ManifestError]]:
@@ -207,8 +207,8 @@ def _package_folders(path: Path) -> Iterator[Path]:
             yield folder
 
 
-def _package_files(folder: Path) -> Iterator[str]:
-    """The relative paths, with '/', of the files that count."""
+def package_files(folder: Path) -> Iterator[str]:
+    """The relative paths, with '/', of the files that count; raises as `digest_package`."""
 
     def fail(reason: OSError) -> None:
         raise ModelError(f"model package {folder.name}: {reason.filename} cannot be read ({reason.strerror})") from None

@@ -2,21 +2,72 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Protocol
+
 from node.infer.command import CommandModel
 from node.infer.hosted import HostedModel
+from node.infer.model import DicomModel, Model, Stoppable
 from node.infer.package import Package
 from node.infer.packagings import Adapter
+
+
+class StoppableModel(Model, Stoppable, Protocol):
+    """A model that another thread may stop."""
+
+
+class StoppableProgram(DicomModel, Stoppable, Protocol):
+    """A model that reads the files itself, and that another thread may stop."""
+
+
+class Models(Protocol):
+    """Where a worker's models run: on its own machine (`WarmModels`), or on one of a cluster's (`ray_slot.RaySlot`)."""
+
+    device: str  # of this machine
+
+    def ready(self, stop: threading.Event) -> bool:
+        """Whether a job may be taken. Where it may not it has waited for a moment, and not when `stop` is set."""
+        ...
+
+    def get(self, package: Package) -> StoppableModel | StoppableProgram:
+        """The package's model, which begins to load."""
+        ...
+
+    def make_room(self) -> None:
+        """A job is over: keep no more than may be kept until the next."""
+        ...
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The models that are loaded, or about to be."""
+        ...
+
+    def close(self) -> None:
+        """End all of them."""
+        ...
 
 
 class WarmModels:
     """Loaded models, each in a process of its own, as many as there is room for; the most recently used ones stay."""
 
-    def __init__(self, device: str, *, memory_bytes: int | None, warm_bytes: int):
-        """`memory_bytes` is the most that one model may take, `warm_bytes` what all may hold between two jobs."""
+    def __init__(self, device: str, *, memory_bytes: int | None, warm_bytes: int, warm_gpu: float = 0.5):
+        """`memory_bytes` is the most that one model may take, `warm_bytes` what all may hold between two jobs, and
+        `warm_gpu` the share (0 to 1) of the GPU's memory.
+        """
         self.device = device
         self._memory_bytes = memory_bytes
         self.warm_bytes = warm_bytes
+        self._warm_gpu = warm_gpu
         self._models: dict[str, HostedModel] = {}  # by digest, the one that was used last at the end
+
+    def ready(self, stop: threading.Event) -> bool:
+        """Always: this machine is there."""
+        return True
+
+    @property
+    def digests(self) -> set[str]:
+        """The packages whose models are loaded."""
+        return set(self._models)
 
     def get(self, package: Package) -> HostedModel | CommandModel:
         """The package's model: loaded, or a process that has begun to load it; a program, which is nothing to keep."""
@@ -34,12 +85,13 @@ class WarmModels:
     def make_room(self) -> None:
         """End what was not used for longest until the others fit; the last one stays, however large it is.
 
-        Of a GPU they hold half at most: a model that runs needs more than one that waits. No job runs meanwhile.
+        Of a GPU they hold half at most (or `warm_gpu`): a model that runs needs more than one that waits. No job runs
+        meanwhile.
         """
         held = {digest: (model.resident_bytes, model.cuda_share) for digest, model in self._models.items()}
         for digest in list(self._models)[:-1]:
             fits = sum(bytes_ for bytes_, _ in held.values()) <= self.warm_bytes
-            if fits and sum(share for _, share in held.values()) <= 0.5:
+            if fits and sum(share for _, share in held.values()) <= self._warm_gpu:
                 return
             del held[digest]
             self._models.pop(digest).close()

@@ -217,10 +217,9 @@ def describe_input(source: Volume | Image) -> dict[str, Any]:
     }
 
 
-def restore_input(described: Mapping[str, Any], descriptor: int) -> Volume | Image:
-    """The input as the model sees it."""
+def restore_input(described: Mapping[str, Any], array: NDArray[Any]) -> Volume | Image:
+    """The input as the model sees it: what `describe_input` told, with its voxels."""
     shape: tuple[int, ...] = tuple(described["shape"])
-    array = map_array(descriptor, shape, described["dtype"])
     sources = tuple(SliceRef("", "") for _ in range(shape[0]))
     if "affine_lps" not in described:
         spacing = described["spacing_mm"]
