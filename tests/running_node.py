@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -64,13 +65,19 @@ keep:     {{studies: 7d, free_disk: 10MB}}
 """
         )
         self.process: subprocess.Popen[bytes] | None = None
+        self._begin = 0  # of the log since the last start
 
     def start(self) -> None:
         """Start it and wait until every role is ready."""
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start it."""
         with self.log.open("ab") as log:
             log.write(b"--- start\n")
             log.flush()
-            begin = log.tell()
+            self._begin = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "node.cli", "serve", "--config", str(self.config)],
                 stderr=log,
@@ -78,11 +85,14 @@ keep:     {{studies: 7d, free_disk: 10MB}}
                 cwd=Path(__file__).parent.parent,
             )
 
+    def wait_ready(self) -> None:
+        """Wait until every role was ready since the last start."""
+
         def is_ready() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, self.log.read_text()
             with self.log.open("rb") as text:
-                text.seek(begin)
+                text.seek(self._begin)
                 return b" ready: " in text.read()
 
         wait_until(is_ready, 180, "the node is ready")
@@ -97,7 +107,7 @@ keep:     {{studies: 7d, free_disk: 10MB}}
 
     def kill_all(self) -> None:
         """kill -9 of whatever still runs of this node (for the end of a test)."""
-        for process in self.processes().values():
+        for _, process in self._roles():
             process.kill()
         if self.process is not None:
             self.process.kill()
@@ -105,14 +115,31 @@ keep:     {{studies: 7d, free_disk: 10MB}}
             self.process = None
 
     def processes(self) -> dict[str, psutil.Process]:
-        """Role name to process, the supervisor as `supervisor`; found by this node's configuration file."""
-        found: dict[str, psutil.Process] = {}
+        """Role name to process (one of them where there are several workers), the supervisor as `supervisor`."""
+        return dict(self._roles())
+
+    def family(self) -> dict[int, tuple[str, psutil.Process]]:
+        """All processes of this node by pid: the supervisor, the roles, and below its role's name what one started (a
+        model's process and its warden).
+        """
+        found: dict[int, tuple[str, psutil.Process]] = {}
+        for role, process in self._roles():
+            found[process.pid] = (role, process)
+            if role != "supervisor":
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    for child in process.children(recursive=True):
+                        found[child.pid] = (f"{role}'s child", child)
+        return found
+
+    def _roles(self) -> list[tuple[str, psutil.Process]]:
+        """Every process that serves this node's configuration file."""
+        found: list[tuple[str, psutil.Process]] = []
         for process in psutil.process_iter():
             try:
                 command = process.cmdline()
                 if str(self.config) in command and "serve" in command and process.status() != psutil.STATUS_ZOMBIE:
                     role = command[command.index("--role") + 1] if "--role" in command else "supervisor"
-                    found[role] = process
+                    found.append((role, process))
             except psutil.Error:
                 continue
         return found
