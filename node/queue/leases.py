@@ -255,11 +255,19 @@ def _spoken(seconds: float) -> str:
 
 
 def _held(connection: Connection, job: Job, worker: WorkerId, **changes: Any) -> bool:
-    """Apply `changes` if `worker` still holds the job; whether it does."""
+    """Apply `changes` if `worker` still holds the job by the lease of this attempt; whether it does.
+
+    Whatever was asked, the row stays as it is until the transaction ends.
+    """
     columns = schema.jobs.c
-    held = (columns.id == job.id, columns.state == JobState.RUNNING, columns.lease_owner == str(worker))
+    held = (
+        columns.id == job.id,
+        columns.state == JobState.RUNNING,
+        columns.lease_owner == str(worker),
+        columns.attempts == job.attempts,  # the same worker may hold it again, after it had lost it
+    )
     if not changes:
-        return connection.scalar(select(columns.id).where(*held)) is not None
+        return connection.scalar(select(columns.id).where(*held).with_for_update()) is not None
     return (
         connection.execute(update(schema.jobs).where(*held).values(**changes).returning(columns.id)).first() is not None
     )

@@ -52,7 +52,8 @@ def a_study_goes_through(archive: Archive) -> None:
 
 
 def test_no_table_is_read_from_end_to_end(tmp_path: Path) -> None:
-    asked = [plan for plan in plans_of(tmp_path, a_study_goes_through) if "SCAN" in plan]
+    plans = plans_of(tmp_path, a_study_goes_through)
+    asked = [plan for plan in plans if "SCAN" in plan and not plan.startswith("SCAN pauses:")]  # few, made by people
     assert asked == []
 
 

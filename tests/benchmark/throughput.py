@@ -82,7 +82,9 @@ def last_delivery(archive: Archive) -> float:
 
 def database_seconds(folder: Path, url: str, images: int, repeat: int = 20) -> float:
     """What a study's transactions take with nothing else to do, files' syncs included; the median."""
-    with contextlib.closing(Archive(folder, url if url != "sqlite" else f"sqlite:///{folder / 'radnode.sqlite'}")) as archive:
+    with contextlib.closing(
+        Archive(folder, url if url != "sqlite" else f"sqlite:///{folder / 'radnode.sqlite'}")
+    ) as archive:
         life = Life(archive, images)
         times = []
         for _ in range(repeat):
