@@ -26,8 +26,8 @@ from node.dicom.volume import Grid, SliceRef, Volume
 from node.errors import ModelError, OutputRefused
 from node.infer.hosted import LOAD_S, HostedModel, probe_protections
 from node.infer.package import Package, load_package
-from node.infer.wire import keep_in_memory_file, make_memory_file
 from node.infer.warm import WarmModels
+from node.infer.wire import keep_in_memory_file, make_memory_file
 from tests.infer.test_bundle import configuration
 from tests.running_node import wait_until
 
