@@ -37,19 +37,24 @@ class RunningNode:
         peers: str = "",
         results: str | None = None,
         database: str = "sqlite",
+        storage: Path | None = None,
+        host: str = "",
     ):
-        """`pacs` is what the PACS takes, such as `, seg: auto`; `peers` are lines of further peers."""
+        """`pacs` is what the PACS takes, such as `, seg: auto`; `peers` are lines of further peers; `storage` is shared
+        with another node, `host` the name of the machine that its processes believe to be on.
+        """
         self.folder = folder
         self.port = port or free_port()
         self.config = folder / "config.yaml"
         self.log = folder / "node.log"
+        self.host = host
         routes = routes or (
             "[{name: chest CT, when: {Modality: CT, ImageType: '!/LOCALIZER/', SliceThickness: '<= 8'}, "
             "run: [ct_lung_reference], send_to: [pacs]}]"
         )
         self.config.write_text(
             f"""\
-node:     {{ae_title: RADNODE, host: 127.0.0.1, port: {self.port}, storage: ./var}}
+node:     {{ae_title: RADNODE, host: 127.0.0.1, port: {self.port}, storage: {storage or "./var"}}}
 database: {database}
 peers:
   pacs:   {{ae_title: PACS, host: 127.0.0.1, port: {pacs_port}{pacs}}}
@@ -79,7 +84,7 @@ keep:     {{studies: 7d, free_disk: 10MB}}
             log.flush()
             self._begin = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "node.cli", "serve", "--config", str(self.config)],
+                [*on_host(self.host), sys.executable, "-m", "node.cli", "serve", "--config", str(self.config)],
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 cwd=Path(__file__).parent.parent,
@@ -185,6 +190,12 @@ keep:     {{studies: 7d, free_disk: 10MB}}
             now = f"{shown.get('state')}: {shown.get('reason')}"
             raise AssertionError(f"{error}; it is {now}\n{self.log.read_text()[-4000:]}") from None
         return shown
+
+
+def on_host(name: str) -> list[str]:
+    """What stands before a command that is to run on a machine of this name; nothing for this machine's own."""
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    return ["unshare", *user, "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', name] if name else []
 
 
 def wait_until(holds: Callable[[], bool], patience_s: float, what: str) -> None:

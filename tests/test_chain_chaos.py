@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from node.demo.pacs import Orthanc
-from tests.chaos import check_pacs, fast_node, make_studies, under_fire, wait_for_results
+from tests.chaos import check_results, fast_node, make_studies, under_fire, wait_for_results
 from tests.postgresql import postgresql_server
-from tests.test_chain import SEG, SR
 
 Database = tuple[str, Callable[[], None]]
 
@@ -30,13 +29,13 @@ def test_every_study_ends_with_one_set_of_results(tmp_path: Path, database: Data
     url, half_way = database
     studies = make_studies(tmp_path / "studies", 20)
     with Orthanc(tmp_path / "orthanc") as pacs:
-        node = fast_node(tmp_path, pacs.port, database=url, quiet="8s")
+        node = fast_node(tmp_path, pacs.port, database=url)
         node.start()
         try:
             fire = under_fire(node, list(studies.values()), 20.0, seed=6, half_way=half_way)
             assert fire.killed.total() >= 3
             wait_for_results(node, len(studies), 300)
-            check_pacs(pacs, studies, {SEG, SR})
+            check_results(node, pacs, studies)
             assert {study["state"] for study in node.json("studies", "list")} == {"done"}
         finally:
             node.kill_all()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from sqlalchemy import insert, update
 
 from node.archive import schema
+from node.archive.database import Database
 from node.archive.records import JobState, StudyState
 from node.archive.store import Archive
 from node.config import Route
@@ -25,6 +27,7 @@ from node.queue.workers import WorkerId
 from node.receive.importer import Limits, import_path
 from node.route import route_study, start_early
 from tests.dicom.slices import write_series
+from tests.postgresql import postgresql_server
 from tests.test_assemble import look_up
 
 ROUNDS = 40
@@ -72,7 +75,7 @@ def test_a_study_is_routed_by_one_of_several_schedulers(machines: list[Archive],
     for number in range(ROUNDS):
         uid = receive(number)
         study = machines[0].study(uid)
-        decisions = at_once([lambda each=each: route_study(each, study, [route()], look_up) for each in machines])
+        decisions = at_once([partial(route_study, each, study, [route()], look_up) for each in machines])
         assert sum(decision is not None for decision in decisions) == 1
         assert len(list_jobs(machines[0].database, study_id=study.id)) == 1
         story = [event.what for event in machines[0].events(uid)]
@@ -85,7 +88,7 @@ def test_a_series_starts_early_by_one_of_several_schedulers(
     for number in range(ROUNDS):
         study = machines[0].study(receive(number))
         here = {f"1.6.{number}": 3}
-        started = at_once([lambda each=each: start_early(each, study, here, [route()], look_up) for each in machines])
+        started = at_once([partial(start_early, each, study, here, [route()], look_up) for each in machines])
         assert sorted(len(jobs) for jobs in started) == [0, 0, 0, 1]
         assert len(list_jobs(machines[0].database, study_id=study.id)) == 1
 
@@ -210,3 +213,26 @@ def test_the_same_worker_cannot_end_an_attempt_that_it_had_lost(archive: Archive
     assert not leases.renew_lease(archive.database, first, me)
     assert not leases.finish_job(archive.database, first, me, [], [], "made")
     assert leases.finish_job(archive.database, second, me, [], [], "made")
+
+
+def test_one_machine_delivers_to_a_peer_at_a_time(machines: list[Archive]) -> None:
+    first, second = machines[0].database, machines[1].database
+    with first.alone("deliver to pacs") as mine:
+        assert mine
+        with second.alone("deliver to archive") as other:
+            assert other
+        with second.alone("deliver to pacs") as too:
+            assert too == (second.url.get_backend_name() == "sqlite")  # which serves one machine
+    with second.alone("deliver to pacs") as mine:
+        assert mine
+
+
+def test_a_turn_ends_with_its_server(tmp_path: Path) -> None:
+    with postgresql_server() as server, closing(Database(server.url)) as one, closing(Database(server.url)) as other:
+        with one.alone("deliver to pacs") as mine:
+            assert mine
+            server.restart()
+            with other.alone("deliver to pacs") as too:
+                assert too
+        with one.alone("deliver to pacs") as mine:
+            assert mine

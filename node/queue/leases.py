@@ -92,8 +92,8 @@ def finish_job(
     story: str,
     seconds: Mapping[str, float] | None = None,
 ) -> bool:
-    """Record the results and their deliveries and end the job, in one transaction; False (nothing done) without the
-    lease.
+    """Record the results and their deliveries and end the job, in one transaction; False (the story says so, nothing
+    else is done) without the lease.
 
     A job of which another route wanted more while it ran is queued again.
     """
@@ -111,6 +111,8 @@ def finish_job(
             lease_owner=None,
             lease_until=None,
         ):
+            late = f"{job.model}: attempt {job.attempts} made results, but had lost its lease: they are not taken"
+            record_event(connection, "work", study_uid_of(connection, job), late)
             return False
         put_results(connection, job.id, results, now)
         record_event(connection, "work", study_uid_of(connection, job), f"{job.model}: {story}")
