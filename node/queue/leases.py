@@ -111,8 +111,7 @@ def finish_job(
             lease_owner=None,
             lease_until=None,
         ):
-            late = f"{job.model}: attempt {job.attempts} made results, but had lost its lease: they are not taken"
-            record_event(connection, "work", study_uid_of(connection, job), late)
+            _tell_late(connection, job, "it made results")
             return False
         put_results(connection, job.id, results, now)
         record_event(connection, "work", study_uid_of(connection, job), f"{job.model}: {story}")
@@ -150,6 +149,8 @@ def fail_attempt(database: Database, job: Job, worker: WorkerId, reason: str) ->
     with database.write() as connection:
         if _held(connection, job, worker):
             _give_back(connection, job, reason)
+        else:
+            _tell_late(connection, job, reason)
 
 
 def release_job(database: Database, job: Job, worker: WorkerId) -> None:
@@ -273,6 +274,11 @@ def _held(connection: Connection, job: Job, worker: WorkerId, **changes: Any) ->
     return (
         connection.execute(update(schema.jobs).where(*held).values(**changes).returning(columns.id)).first() is not None
     )
+
+
+def _tell_late(connection: Connection, job: Job, how: str) -> None:
+    what = f"{job.model}: attempt {job.attempts} ended without its lease, nothing of it is taken: {how}"
+    record_event(connection, "work", study_uid_of(connection, job), what)
 
 
 def _give_back(connection: Connection, job: Job, reason: str) -> None:

@@ -50,8 +50,8 @@ def main() -> None:
         print(f"all are taken after {time.monotonic() - begin:.0f} s", flush=True)
         wait_for_results(node, len(studies), options.patience)
         print(f"all is done after {time.monotonic() - begin:.0f} s; attempts of a job: {attempts(node)}")
-        more = check_results(node, pacs, studies)
-        print(f"every job has one SEG and one SR at the PACS; {more} studies were routed before their last image")
+        early = check_results(node, pacs, studies)
+        print(f"every study has one SEG and one SR at the PACS; {early} had a job before their last image too")
 
 
 def attempts(node: RunningNode) -> dict[int, int]:
