@@ -24,16 +24,21 @@ from node.queue.workers import WorkerId
 LEASE_S = 60.0  # renewed every third of it
 MAXIMUM_ATTEMPTS = 3
 RETRY_DELAYS_S = (5.0, 30.0)  # before the second and the third attempt
+# The last attempt is left to a worker that has lived for so long. Where one worker after another dies (no memory,
+# somebody's kill, a bad update), that is not counted three times against the study that happened to be there.
+SETTLED_S = 30.0
 
 
 def claim_job(database: Database, worker: WorkerId, models: Sequence[str] | None = None) -> Job | None:
     """Lease the next job to `worker` (`node.queue.order`); None when nothing waits that may start here.
 
-    With `models` only one of these. The attempt is counted here.
+    With `models` only one of these. The attempt is counted here; the last one is not for a worker younger than
+    `SETTLED_S`.
     """
     now = time.time()
+    before = MAXIMUM_ATTEMPTS - (1 if worker.age_s() >= SETTLED_S else 2)  # attempts that a job may have had
     with database.read() as connection:  # no write lock is taken while there is nothing to do
-        lanes = waiting_lanes(connection, now)
+        lanes = waiting_lanes(connection, now, before)
         if not lanes:
             return None
         pauses, recent = pauses_in(connection), last_started(connection)
@@ -42,16 +47,19 @@ def claim_job(database: Database, worker: WorkerId, models: Sequence[str] | None
     held = paused_models(pauses)
     wanted = [lane for lane in lanes if lane.model not in held and (models is None or lane.model in models)]
     for lane in in_turn(wanted, recent, now):  # the next one where others took all that was in it
-        if job := _take(database, worker, lane, now):
+        if job := _take(database, worker, lane, now, before):
             return job
     return None
 
 
-def _take(database: Database, worker: WorkerId, lane: Lane, now: float) -> Job | None:
+def _take(database: Database, worker: WorkerId, lane: Lane, now: float, most_attempts: int) -> Job | None:
     """Lease the oldest waiting job of a lane; None when none is left."""
     columns = schema.jobs.c
     waiting = select(columns.id).where(
-        columns.state == JobState.QUEUED, columns.lane == lane.name, columns.not_before <= now
+        columns.state == JobState.QUEUED,
+        columns.lane == lane.name,
+        columns.not_before <= now,
+        columns.attempts <= most_attempts,
     )
     waiting = waiting.order_by(columns.queued_at, columns.id).limit(1)
     with database.write() as connection:
@@ -300,4 +308,6 @@ def _give_back(connection: Connection, job: Job, reason: str) -> None:
         )
     )
     outlook = "quarantined" if last else f"next attempt in {delay:.0f} s"
+    if job.attempts == MAXIMUM_ATTEMPTS - 1:
+        outlook += f" or later, by a worker that has lived for {SETTLED_S:.0f} s"
     record_event(connection, "queue", study_uid_of(connection, job), f"{job.model}: {sentence}; {outlook}")
