@@ -37,7 +37,7 @@ class Threshold(torch.nn.Module):
             time.sleep(2)
         return (image > self.limit).to(torch.float32)
 """
-TIMEOUT_S = 4
+TIMEOUT_S = 6
 MEMORY_BYTES = 1_500_000_000
 SETTINGS = f"workers: {{count: 2, device: cpu, memory: {MEMORY_BYTES // 10**6}MB}}\n"
 ROUTES = (
