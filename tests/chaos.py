@@ -191,6 +191,8 @@ def _kill_one(node: RunningNode, dice: random.Random, fire: Fire) -> None:
     with suppress(psutil.NoSuchProcess):
         process.kill()
         fire.killed[name] += 1
+    if name == "supervisor" and node.process is not None:
+        node.process.wait(30)
 
 
 def _revive(node: RunningNode) -> bool:

@@ -30,11 +30,11 @@ class PostgreSQL:
     def __init__(self, folder: Path):
         self._folder = folder
         self._port = free_port()
-        self._as_user: dict[str, int] = {}
+        self._user = self._group = None
         if os.geteuid() == 0:
             user = pwd.getpwnam("postgres" if "postgres" in {entry.pw_name for entry in pwd.getpwall()} else "nobody")
             os.chown(folder, user.pw_uid, user.pw_gid)
-            self._as_user = {"user": user.pw_uid, "group": user.pw_gid}
+            self._user, self._group = user.pw_uid, user.pw_gid
         self._run(find_program("initdb"), "-D", "data", "-U", "radnode", "--auth=trust", "-E", "UTF8", "--no-sync")
 
     @property
@@ -58,9 +58,15 @@ class PostgreSQL:
 
     def _run(self, *command: str) -> None:
         done = subprocess.run(
-            command, **self._as_user, cwd=self._folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            command,
+            user=self._user,
+            group=self._group,
+            cwd=self._folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
             check=False,
-        )  # fmt: skip  # pyright: ignore
+        )
         assert done.returncode == 0, done.stderr
 
 

@@ -63,8 +63,8 @@ def receive(archive: Archive, tmp_path: Path) -> Callable[[int], str]:
 
     def receive_study(number: int) -> str:
         folder = tmp_path / "in" / str(number)
-        uids = {"StudyInstanceUID": f"1.5.{number}", "SeriesInstanceUID": f"1.6.{number}"}
-        write_series(folder, np.zeros((3, 4, 4), np.int16), **uids)
+        array = np.zeros((3, 4, 4), np.int16)
+        write_series(folder, array, StudyInstanceUID=f"1.5.{number}", SeriesInstanceUID=f"1.6.{number}")
         take(archive, folder)
         return f"1.5.{number}"
 
@@ -99,8 +99,10 @@ def test_an_instance_that_comes_while_its_study_is_routed_opens_it_again(
     """Whichever is first: the study is not left routed without its last instance."""
     router, receiver = machines[:2]
     for number in range(ROUNDS):
-        uids = {"StudyInstanceUID": f"1.5.{number}", "SeriesInstanceUID": f"1.6.{number}"}
-        first, late = write_series(tmp_path / str(number), np.zeros((2, 4, 4), np.int16), **uids)
+        array, series_uid = np.zeros((2, 4, 4), np.int16), f"1.6.{number}"
+        first, late = write_series(
+            tmp_path / str(number), array, StudyInstanceUID=f"1.5.{number}", SeriesInstanceUID=series_uid
+        )
         take(router, first)
         study = router.study(f"1.5.{number}")
         at_once(

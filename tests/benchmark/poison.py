@@ -1,7 +1,7 @@
 """What studies that kill or hang their model cost the others: `python -m tests.benchmark.poison [--studies 60]`.
 
-Two workers, good studies with and without one of each kind of bad ones among them, in turn; the rate is that of the good
-ones, from the first image to the last of their results at the PACS. Prints the ratio of the two.
+Two workers, good studies with and without one of each kind of bad ones among them, in turn; the rate is that of the
+good ones, from the first image to the last of their results at the PACS. Prints the ratio of the two.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def main() -> None:
     options = parser.parse_args()
     rates: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(options.repeat):
-        for disturbed in rates:
-            rates[disturbed].append(rate(options.studies, disturbed=disturbed))
+        for disturbed, measured in rates.items():
+            measured.append(rate(options.studies, disturbed=disturbed))
             what = "with bad ones among them" if disturbed else "undisturbed"
-            print(f"{what}: {rates[disturbed][-1]:.2f} good studies/s, load {os.getloadavg()[0]:.1f}", flush=True)
+            print(f"{what}: {measured[-1]:.2f} good studies/s, load {os.getloadavg()[0]:.1f}", flush=True)
     ratio = statistics.median(rates[True]) / statistics.median(rates[False])
     print(f"disturbed / undisturbed: {ratio:.2f} (goal 0.8)")
 
