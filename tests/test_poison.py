@@ -18,16 +18,16 @@ from node.config import load_config
 from node.demo.pacs import Orthanc
 from node.queue.jobs import list_jobs
 from node.queue.workers import WorkerId
-from tests.misbehaving import MEMORY_BYTES, TIMEOUT_S, Sign, make_signed, misbehaving_node
+from tests.misbehaving import TIMEOUT_S, Sign, make_signed, misbehaving_node
 from tests.running_node import RunningNode, wait_until
 from tests.test_chain import SEG, SR, results_in
 
 GIVEN_UP = {
     "crash": "attempt 3 of 3 failed: model marker: its process crashed (SIGSEGV)",
     "hang": f"attempt 3 of 3 failed: model marker: it ran longer than {TIMEOUT_S} s (timeout_s in dicom.yaml)",
-    "memory": f"more than workers.memory ({MEMORY_BYTES / 1e9:.1f} GB)",
+    "memory": "attempt 3 of 3 failed: model marker could not run: out of memory",
     "killed": "attempt 3 of 3 failed: its worker died",
-    "nan": "not finite",
+    "nan": "attempt 3 of 3 failed: the weights of bundle not_a_number have values in limit that are not finite",
 }
 
 
