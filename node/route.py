@@ -136,7 +136,8 @@ def route_study(
     *,
     rerun_as: str = "",
 ) -> Decision | None:
-    """Decide over a study and record it; None when an instance arrived meanwhile (then it is not complete after all).
+    """Decide over a study and record it; None when an instance arrived meanwhile (then it is not complete after all),
+    or another scheduler was faster.
 
     With `rerun_as` (the actor's name) jobs that exist already are queued again, but for those whose results were
     withdrawn: the PACS would hide the same objects again.
@@ -145,11 +146,15 @@ def route_study(
     now = time.time()
     columns, jobs = schema.studies.c, schema.jobs.c
     with archive.database.write() as connection:
-        current = Study.from_row(connection.execute(select(schema.studies).where(columns.id == study.id)).one())
+        # Held until the commit: an instance that arrives now waits, sees a routed study and opens it again.
+        held = select(schema.studies).where(columns.id == study.id).with_for_update()
+        current = Study.from_row(connection.execute(held).one())
         if current.state is StudyState.QUARANTINED or (current.instances, current.revision) != (
             study.instances,
             study.revision,
         ):
+            return None
+        if current.state is not study.state and not rerun_as:
             return None
         state = StudyState.ROUTED if decision.jobs else StudyState.UNWANTED
         reason = "" if decision.jobs else decision.reason
@@ -187,7 +192,8 @@ def start_early(
     now = time.time()
     columns = schema.series.c
     with archive.database.write() as connection:
-        state = connection.scalar(select(schema.studies.c.state).where(schema.studies.c.id == study.id))
+        held = select(schema.studies.c.state).where(schema.studies.c.id == study.id).with_for_update()
+        state = connection.scalar(held)  # held, so that of two schedulers one makes the jobs and the other finds them
         here = select(columns.series_uid, columns.instances).where(columns.study_id == study.id)
         counts = {uid: count for uid, count in connection.execute(here) if uid in series}
         if state != StudyState.RECEIVING or counts != dict(series):

@@ -1,14 +1,15 @@
 """A word from one process of a node to another on the same machine: there is something to do.
 
-Who waits has a Unix datagram socket in the storage folder's `wake/`, named by its room; `ring` sends a byte to each of
-a room. Nothing depends on it: a word that is lost, or a process on another machine, costs the poll that there is
-anyway.
+Who waits has a Unix datagram socket in the storage folder's `wake/`, named by its room and machine; `ring` sends a byte
+to each of a room on this machine. Nothing depends on it: a word that is lost, or a process on another machine, costs
+the poll that there is anyway.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import secrets
@@ -38,7 +39,7 @@ class Bell:
     """Where one thread waits until its room is rung. What a killed process leaves of it, the next `ring` removes."""
 
     def __init__(self, storage: Path, room: Room):
-        self._path = storage / _FOLDER / f"{room}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._path = storage / _FOLDER / f"{_prefix(room)}{os.getpid()}-{secrets.token_hex(4)}"
         self._socket: socket.socket | None = None
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
@@ -75,7 +76,7 @@ def ring(storage: Path, room: Room) -> None:
     """Wake all who wait for this room on this machine; after the commit of what they are to find."""
     folder = storage / _FOLDER
     try:
-        names = [name for name in os.listdir(folder) if name.startswith(f"{room}-")]
+        names = [name for name in os.listdir(folder) if name.startswith(_prefix(room))]
     except OSError:  # nobody has waited here yet
         return
     with (
@@ -89,6 +90,11 @@ def ring(storage: Path, room: Room) -> None:
             except OSError as error:  # full: it has a word already
                 if error.errno in _GONE:
                     (folder / name).unlink(missing_ok=True)
+
+
+def _prefix(room: Room) -> str:
+    """How the names of a room's sockets begin. Those of another machine, in a shared folder, look dead from here."""
+    return f"{room}-{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]}-"
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,7 +113,13 @@ class Worker:
         self._reporter.shutdown()
 
     def _attempt(self, job: Job) -> None:
-        """Run a job's model and hand what it said to the reporting thread."""
+        """Run a job's model and hand what it said to the reporting thread.
+
+        One that failed before is alone here: if it kills this worker, no other job pays with it.
+        """
+        alone = job.attempts > 1
+        if alone:
+            self._wait_for_report()
         beat = self._heartbeat(job)
         handed_over = False
         try:
@@ -123,20 +129,23 @@ class Worker:
                 beat.watch(model)
                 inputs = self._ahead.take(job) or self._read(attempt)
                 assert inputs is not None  # without a limit it is read
-                with self._ahead.meanwhile():
+                with nullcontext() if alone else self._ahead.meanwhile():
                     run = run_model(
                         attempt.package, model, inputs.plans, inputs.sources, key=job.key, wanted=attempt.wanted
                     )
                     beat.let_go()
                     run = replace(run, seconds={"read": inputs.seconds} | run.seconds)
                     del inputs  # the results are made of less
-                    if self._reporting is not None:
-                        self._reporting.result()  # one at a time: each holds a study
+                    self._wait_for_report()  # one at a time: each holds a study
                     self._reporting = self._reporter.submit(self._report, attempt, run, beat)
                     handed_over = True
         finally:
             if not handed_over:
                 beat.end()
+
+    def _wait_for_report(self) -> None:
+        if self._reporting is not None:
+            self._reporting.result()
 
     def _begin(self, job: Job) -> _Attempt:
         package = _package_of(self._shelf, job)

@@ -22,34 +22,68 @@ def find_program(name: str) -> str:
     return program
 
 
-@contextmanager
-def running_postgresql() -> Iterator[str]:
-    """Start a server; the SQLAlchemy URL of its database `postgres`. As root it takes another user, who could not enter
-    pytest's own temporary folders.
+class PostgreSQL:
+    """One server and its database `postgres`. As root it takes another user, who could not enter pytest's own temporary
+    folders.
     """
-    with tempfile.TemporaryDirectory(prefix="radnode-postgresql-") as name:
-        yield from _serve(Path(name))
 
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._port = free_port()
+        self._user = self._group = None
+        if os.geteuid() == 0:
+            user = pwd.getpwnam("postgres" if "postgres" in {entry.pw_name for entry in pwd.getpwall()} else "nobody")
+            os.chown(folder, user.pw_uid, user.pw_gid)
+            self._user, self._group = user.pw_uid, user.pw_gid
+        self._run(find_program("initdb"), "-D", "data", "-U", "radnode", "--auth=trust", "-E", "UTF8", "--no-sync")
 
-def _serve(folder: Path) -> Iterator[str]:
-    port = free_port()
-    data = folder / "data"
-    as_user: dict[str, int] = {}
-    if os.geteuid() == 0:
-        user = pwd.getpwnam("postgres" if "postgres" in {entry.pw_name for entry in pwd.getpwall()} else "nobody")
-        os.chown(folder, user.pw_uid, user.pw_gid)
-        as_user = {"user": user.pw_uid, "group": user.pw_gid}
+    @property
+    def url(self) -> str:
+        """Its database, as SQLAlchemy and the configuration want it."""
+        return f"postgresql+psycopg://radnode@127.0.0.1:{self._port}/postgres"
 
-    def run(*command: str) -> None:
+    def start(self) -> None:
+        """Start it, and wait until it takes connections."""
+        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=60"
+        self._run(find_program("pg_ctl"), "-D", "data", "-l", "log", "-w", "-o", options, "start")
+
+    def stop(self) -> None:
+        """End it as a crash does: at once, without a checkpoint, every connection cut."""
+        self._run(find_program("pg_ctl"), "-D", "data", "-m", "immediate", "stop")
+
+    def restart(self) -> None:
+        """A crash and a new start, which recovers from the log."""
+        self.stop()
+        self.start()
+
+    def _run(self, *command: str) -> None:
         done = subprocess.run(
-            command, **as_user, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
-        )  # pyright: ignore
+            command,
+            user=self._user,
+            group=self._group,
+            cwd=self._folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
 
-    run(find_program("initdb"), "-D", str(data), "-U", "radnode", "--auth=trust", "-E", "UTF8", "--no-sync")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=60"
-    run(find_program("pg_ctl"), "-D", str(data), "-l", str(folder / "log"), "-w", "-o", options, "start")
-    try:
-        yield f"postgresql+psycopg://radnode@127.0.0.1:{port}/postgres"
-    finally:
-        run(find_program("pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
+
+@contextmanager
+def postgresql_server() -> Iterator[PostgreSQL]:
+    """A server that runs, and is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="radnode-postgresql-") as name:
+        server = PostgreSQL(Path(name))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@contextmanager
+def running_postgresql() -> Iterator[str]:
+    """The same, for those who need the URL of its database only."""
+    with postgresql_server() as server:
+        yield server.url

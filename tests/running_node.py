@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -37,19 +38,24 @@ class RunningNode:
         results: str | None = None,
         database: str = "sqlite",
         workers: str | None = None,
+        storage: Path | None = None,
+        host: str = "",
     ):
-        """`pacs` is what the PACS takes, such as `, seg: auto`; `peers` are lines of further peers."""
+        """`pacs` is what the PACS takes, such as `, seg: auto`; `peers` are lines of further peers; `storage` is shared
+        with another node, `host` the name of the machine that its processes believe to be on.
+        """
         self.folder = folder
         self.port = port or free_port()
         self.config = folder / "config.yaml"
         self.log = folder / "node.log"
+        self.host = host
         routes = routes or (
             "[{name: chest CT, when: {Modality: CT, ImageType: '!/LOCALIZER/', SliceThickness: '<= 8'}, "
             "run: [ct_lung_reference], send_to: [pacs]}]"
         )
         self.config.write_text(
             f"""\
-node:     {{ae_title: RADNODE, host: 127.0.0.1, port: {self.port}, storage: ./var}}
+node:     {{ae_title: RADNODE, host: 127.0.0.1, port: {self.port}, storage: {storage or "./var"}}}
 database: {database}
 peers:
   pacs:   {{ae_title: PACS, host: 127.0.0.1, port: {pacs_port}{pacs}}}
@@ -66,25 +72,34 @@ keep:     {{studies: 7d, free_disk: 10MB}}
 """
         )
         self.process: subprocess.Popen[bytes] | None = None
+        self._begin = 0  # of the log since the last start
 
     def start(self) -> None:
         """Start it and wait until every role is ready."""
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start it."""
         with self.log.open("ab") as log:
             log.write(b"--- start\n")
             log.flush()
-            begin = log.tell()
+            self._begin = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "node.cli", "serve", "--config", str(self.config)],
+                [*on_host(self.host), sys.executable, "-m", "node.cli", "serve", "--config", str(self.config)],
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 cwd=Path(__file__).parent.parent,
             )
 
+    def wait_ready(self) -> None:
+        """Wait until every role was ready since the last start."""
+
         def is_ready() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, self.log.read_text()
             with self.log.open("rb") as text:
-                text.seek(begin)
+                text.seek(self._begin)
                 return b" ready: " in text.read()
 
         wait_until(is_ready, 180, "the node is ready")
@@ -99,7 +114,7 @@ keep:     {{studies: 7d, free_disk: 10MB}}
 
     def kill_all(self) -> None:
         """kill -9 of whatever still runs of this node (for the end of a test)."""
-        for process in self.processes().values():
+        for _, process in self._roles():
             process.kill()
         if self.process is not None:
             self.process.kill()
@@ -107,14 +122,31 @@ keep:     {{studies: 7d, free_disk: 10MB}}
             self.process = None
 
     def processes(self) -> dict[str, psutil.Process]:
-        """Role name to process, the supervisor as `supervisor`; found by this node's configuration file."""
-        found: dict[str, psutil.Process] = {}
+        """Role name to process (one of them where there are several workers), the supervisor as `supervisor`."""
+        return dict(self._roles())
+
+    def family(self) -> dict[int, tuple[str, psutil.Process]]:
+        """All processes of this node by pid: the supervisor, the roles, and below its role's name what one started (a
+        model's process and its warden).
+        """
+        found: dict[int, tuple[str, psutil.Process]] = {}
+        for role, process in self._roles():
+            found[process.pid] = (role, process)
+            if role != "supervisor":
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    for child in process.children(recursive=True):
+                        found[child.pid] = (f"{role}'s child", child)
+        return found
+
+    def _roles(self) -> list[tuple[str, psutil.Process]]:
+        """Every process that serves this node's configuration file."""
+        found: list[tuple[str, psutil.Process]] = []
         for process in psutil.process_iter():
             try:
                 command = process.cmdline()
                 if str(self.config) in command and "serve" in command and process.status() != psutil.STATUS_ZOMBIE:
                     role = command[command.index("--role") + 1] if "--role" in command else "supervisor"
-                    found[role] = process
+                    found.append((role, process))
             except psutil.Error:
                 continue
         return found
@@ -160,6 +192,12 @@ keep:     {{studies: 7d, free_disk: 10MB}}
             now = f"{shown.get('state')}: {shown.get('reason')}"
             raise AssertionError(f"{error}; it is {now}\n{self.log.read_text()[-4000:]}") from None
         return shown
+
+
+def on_host(name: str) -> list[str]:
+    """What stands before a command that is to run on a machine of this name; nothing for this machine's own."""
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    return ["unshare", *user, "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', name] if name else []
 
 
 def wait_until(holds: Callable[[], bool], patience_s: float, what: str) -> None:

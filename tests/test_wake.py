@@ -11,6 +11,8 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from node.wake import Bell, Room, ring
 
 FOREVER_S = 60.0  # a wait that is not woken would fail the test by its time limit
@@ -78,3 +80,18 @@ def test_a_folder_in_which_nothing_can_be_bound_is_polled(tmp_path: Path) -> Non
     with closing(Bell(tmp_path, Room.WORK)) as bell:
         ring(tmp_path, Room.WORK)
         bell.wait(threading.Event(), 0.01)
+
+
+def test_the_sockets_of_another_machine_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a shared storage folder they cannot be reached from here, and look like those of the dead."""
+    with monkeypatch.context() as there:
+        there.setattr("socket.gethostname", lambda: "another")
+        bell = Bell(tmp_path, Room.WORK)
+        (socket_file,) = (tmp_path / "wake").iterdir()
+        bell._socket.close()  # pyright: ignore[reportOptionalMemberAccess]
+    ring(tmp_path, Room.WORK)
+    assert socket_file.exists()
+    with monkeypatch.context() as there:
+        there.setattr("socket.gethostname", lambda: "another")
+        ring(tmp_path, Room.WORK)
+    assert not socket_file.exists()

@@ -7,15 +7,16 @@ in between.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select
+from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from node.archive import schema
@@ -25,7 +26,12 @@ from node.errors import ArchiveError
 _log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_S = 30.0
+HANGING_S = 900.0
 _BRING_UP_LOCK = 0x7261646E6F6465  # 'radnode'
+_END_WHEN_IDLE = text(
+    "SELECT set_config('idle_session_timeout', :limit, false) "
+    "WHERE current_setting('server_version_num')::integer >= 140000"
+)
 
 
 class Database:
@@ -55,6 +61,30 @@ class Database:
         """A transaction that writes; committed (durably) when the block ends, rolled back when it raises."""
         with self.engine.connect().execution_options(radnode_write=True) as connection, connection.begin():
             yield connection
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[bool]:
+        """Do something that only one machine on this database does at a time; False where another one is at it.
+
+        Always True on SQLite, which serves one machine. It is over when the block ends, and when the process or the
+        server does; of a process that hangs in it after `HANGING_S` (PostgreSQL 14 and later). So two may be at it
+        after a failure: it must be no worse than doing it twice.
+        """
+        if self.url.get_backend_name() != "postgresql":
+            yield True
+            return
+        key = int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], signed=True)
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            if not connection.scalar(select(func.pg_try_advisory_lock(key))):
+                yield False
+                return
+            try:
+                connection.execute(_END_WHEN_IDLE, {"limit": f"{HANGING_S:.0f}s"})
+                yield True
+            finally:
+                with suppress(SQLAlchemyError):  # the server has ended meanwhile, and the lock with it
+                    connection.execute(_END_WHEN_IDLE, {"limit": "0"})
+                    connection.execute(select(func.pg_advisory_unlock(key)))
 
     def close(self) -> None:
         """Close all connections."""

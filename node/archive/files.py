@@ -69,8 +69,6 @@ class SpoolFile:
     """
 
     def __init__(self, spool: Path, *, durable: bool = True, digester: Digester | None = None):
-        self.token = secrets.token_hex(16)
-        self.path = spool / f"{self.token}{SPOOL_SUFFIX}"
         self.size = 0
         self._durable = durable
         self._digest = hashlib.sha256()
@@ -78,8 +76,7 @@ class SpoolFile:
         self._digested = 0  # bytes of the file that are behind the digester
         self._digest_error: OSError | None = None
         try:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            self.token, self.path, self._descriptor = _open_locked(spool)
         except OSError as error:
             raise archive_error(error, "open a file in the spool") from error
         self._leave = False
@@ -161,8 +158,14 @@ class SpoolFile:
         there. The folder of `final` is not synced here, `sync_folder` does that for several files at once.
         """
         try:
-            make_folder(final.parent, durable=self._durable)
-            os.link(self.path, final)
+            while True:
+                make_folder(final.parent, durable=self._durable)
+                try:
+                    os.link(self.path, final)
+                    return
+                except FileNotFoundError:  # retention removed the empty folder in this moment
+                    if not self.path.exists():
+                        raise
         except OSError as error:
             raise archive_error(error, "name a file") from error
 
@@ -182,6 +185,22 @@ class SpoolFile:
     def leave(self) -> None:
         """Keep the name in the spool: what became of the file is not known, recovery finds out."""
         self._leave = True
+
+
+def _open_locked(spool: Path) -> tuple[str, Path, int]:
+    """A new file of a random name that this process holds: the name's random part, the file, its descriptor."""
+    while True:
+        token = secrets.token_hex(16)
+        path = spool / f"{token}{SPOOL_SUFFIX}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:
+                return token, path, descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # another receiver that starts swept it away before it was locked
 
 
 def make_folder(folder: Path, *, durable: bool = True) -> None:

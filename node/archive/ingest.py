@@ -33,6 +33,7 @@ from node.dicom.identity import Identity
 from node.errors import ArchiveError
 
 _ONE = literal_column("1")  # a number would become a parameter
+RACES = 3  # with another process for the first row of a study, before the sender hears A700
 LOCK_PATIENCE_S = 10.0  # how long a commit waits for another process's transaction before the sender hears A700
 
 
@@ -68,6 +69,7 @@ class Ingest:
         self._durable = durable
         self._statements = _Statements(database.engine.dialect)
         self._failures: Final = (database.engine.dialect.loaded_dbapi.Error,)
+        self._taken: Final = database.engine.dialect.loaded_dbapi.IntegrityError
         self._waiting: list[_Arrival] = []
         self._waiting_lock = threading.Lock()
         self._committing = threading.Lock()
@@ -116,17 +118,21 @@ class Ingest:
             raise arrival.error
         return arrival.outcome
 
-    def _commit_group(self, group: list[_Arrival]) -> None:
+    def _commit_group(self, group: list[_Arrival], races: int = RACES) -> None:
         try:
             if self._durable:
                 for folder in {(self._storage / arrival.path).parent for arrival in group}:
-                    sync_folder(folder)
+                    with contextlib.suppress(FileNotFoundError):  # removed by retention; `_name_again` makes it anew
+                        sync_folder(folder)
             self._transact(group)
         except Exception as error:
             failure = archive_error(error, "sync a folder") if isinstance(error, OSError) else error
             if len(group) > 1:  # one bad row must not cost the others their place
                 for arrival in group:
                     self._commit_group([arrival])
+                return
+            if isinstance(error, self._taken) and races > 1:  # another receiver made the same row: now it is there
+                self._commit_group(group, races - 1)
                 return
             group[0].error = failure
             self._clean_up(group[0])
@@ -164,6 +170,8 @@ class Ingest:
         known = statements.known.one(cursor, {"uid": identity.sop_instance_uid})
         if known is not None:
             sha256, path = known
+            if path == arrival.path.as_posix():  # the commit was not answered, and had been made
+                return Outcome.STORED
             if sha256 == arrival.spooled.sha256:
                 return Outcome.DUPLICATE
             if not arrival.judged:

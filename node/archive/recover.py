@@ -67,7 +67,7 @@ def note_clean_stop(archive: Archive) -> None:
 def _settle(archive: Archive, path: Path) -> str | None:
     """Decide about one name in the spool; None when its process lives or it went meanwhile."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # NFS locks for writing what is open for writing only
     except FileNotFoundError:
         return None
     try:

@@ -6,7 +6,7 @@ jobs live in `node.queue`, about deliveries in `node.deliver.outbox`; both work 
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Select, delete, func, select, update
 
 from node.archive import schema
 from node.archive.database import Database, record_event
-from node.archive.files import Digester, SpoolFile, make_folder
+from node.archive.files import Digester, SpoolFile, make_folder, remove
 from node.archive.ingest import Ingest, Outcome, study_folder
 from node.archive.records import Instance, Series, Study, StudyState
 from node.archive.retention import is_owed
@@ -160,15 +160,16 @@ class Archive:
             ).all()
         for study_id, study_uid in candidates:
             with self.database.write() as connection:
-                if is_owed(connection, study_id) or not _is_still_old(connection, study_id, before):
+                if not _is_still_old(connection, study_id, before) or is_owed(connection, study_id):
                     continue
-                result_paths = _result_paths(connection, study_id)
+                paths = _instance_paths(connection, study_id) + _result_paths(connection, study_id)
                 connection.execute(delete(schema.studies).where(columns.id == study_id))
                 record_event(connection, "keep", study_uid, "deleted: older than keep.studies, nothing left to deliver")
-            # Rows first: a file without a row is swept at the next start, a row without a file would be a lost image.
-            shutil.rmtree(self.storage / study_folder(study_uid), ignore_errors=True)
-            for path in result_paths:
-                (self.storage / path).unlink(missing_ok=True)
+            # Rows first: a row without a file would be a lost image. Only the files of these rows: in the same folder
+            # lies by now, perhaps, what a receiver took of this study since.
+            remove([self.storage / path for path in paths])
+            with contextlib.suppress(OSError):
+                (self.storage / study_folder(study_uid)).rmdir()
             forgotten.append(study_uid)
         return forgotten
 
@@ -179,8 +180,15 @@ def _story(study_uid: str) -> Select[float, str, str]:
 
 
 def _is_still_old(connection: Connection, study_id: int, before: float) -> bool:
-    last = connection.scalar(select(schema.studies.c.last_received_at).where(schema.studies.c.id == study_id))
+    """Whether nothing came meanwhile; the row is held, so that what comes now finds it gone or there, not half."""
+    columns = schema.studies.c
+    last = connection.scalar(select(columns.last_received_at).where(columns.id == study_id).with_for_update())
     return last is not None and last < before
+
+
+def _instance_paths(connection: Connection, study_id: int) -> list[str]:
+    query = select(schema.instances.c.path).join(schema.series).where(schema.series.c.study_id == study_id)
+    return list(connection.scalars(query))
 
 
 def _result_paths(connection: Connection, study_id: int) -> list[str]:

@@ -53,9 +53,19 @@ def deliver_until(stop: threading.Event, archive: Archive, peers: Mapping[str, D
 
 
 def deliver_due(database: Database, storage: Path, name: str, peer: Destination, stop: threading.Event) -> int:
-    """One round for one peer: everything that is due, over one association; how many objects arrived."""
+    """One round for one peer: everything that is due, over one association; how many objects arrived.
+
+    Nothing where the deliverer of another machine is at it: an object goes out once.
+    """
+    if not due_parcels(database, name, limit=1):
+        return 0
+    with database.alone(f"deliver to {name}") as mine:
+        return _deliver(database, storage, name, peer, stop) if mine else 0
+
+
+def _deliver(database: Database, storage: Path, name: str, peer: Destination, stop: threading.Event) -> int:
     parcels = due_parcels(database, name)
-    if not parcels:
+    if not parcels:  # another machine has delivered it meanwhile
         return 0
     sendable = [parcel for parcel in parcels if _is_readable(database, storage, parcel)]
     delivered = 0
@@ -103,7 +113,9 @@ def _serve_peer(stop: threading.Event, archive: Archive, name: str, peer: Destin
             if peer.asks and time.monotonic() >= ask_at:
                 ask_at = time.monotonic() + (ASK_EVERY_S if _ask(archive.database, name, peer) else ASK_AGAIN_S)
             delivered = deliver_due(archive.database, archive.storage, name, peer, stop)
-            delivered += report_due(commitments, name, peer.address)
+            if commitments.due(name):
+                with archive.database.alone(f"report to {name}") as mine:
+                    delivered += report_due(commitments, name, peer.address) if mine else 0
         except SQLAlchemyError as error:  # the database may be away for a moment: what is owed stays owed
             _log.error("deliver to %s: database: %s", name, type(error).__name__)
             delivered = 0
@@ -120,8 +132,9 @@ def _ask_for_commitment(stop: threading.Event, archive: Archive, name: str, peer
     while not stop.is_set():
         pause_s = COMMITMENT_POLL_S
         try:
-            if ask_due(archive.database, name, peer.address):
-                pause_s = 0.0
+            with archive.database.alone(f"ask {name} for commitment") as mine:
+                if mine and ask_due(archive.database, name, peer.address):
+                    pause_s = 0.0
         except SQLAlchemyError as error:
             _log.error("storage commitment of %s: database: %s", name, type(error).__name__)
         except Exception:  # the thread's outermost loop

@@ -89,6 +89,19 @@ def load_weights(parser: ConfigParser, folder: Path, device: torch.device) -> No
         key = next(iter(component.get("load_dict", {"model": ""})))
         network = parser.get_parsed_content("network" if "network" in parser.get() else "network_def")
         network.load_state_dict(state.get(key, state))
+        _check_finite(network, folder)
+
+
+def _check_finite(network: torch.nn.Module, folder: Path) -> None:
+    """Refuse weights that are no numbers: a threshold on what comes of them is false everywhere, which would be told as
+    a study without findings.
+    """
+    for name, values in network.state_dict().items():
+        if torch.is_tensor(values) and values.is_floating_point() and not bool(torch.isfinite(values).all()):
+            raise ModelError(
+                f"the weights of bundle {folder.name} have values in {name} that are not finite (NaN or infinity): "
+                "install the bundle anew"
+            )
 
 
 def weights_path(parser: ConfigParser, loader: dict[str, Any]) -> Path:

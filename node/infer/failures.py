@@ -32,11 +32,22 @@ def explained(name: str, doing: str, tell: Callable[[BaseException], str] = last
         raise
     except torch.OutOfMemoryError as error:
         raise ModelError(f"model {name} could not {doing}: the GPU is out of memory") from error
-    except MemoryError as error:
-        raise ModelError(f"model {name} could not {doing}: out of memory") from error
     except (Exception, SystemExit) as error:  # a model may raise anything, and must not end the node's process
+        if _lacks_memory(error):
+            raise ModelError(f"model {name} could not {doing}: out of memory") from error
         logging.getLogger(__name__).debug("model %s could not %s", name, doing, exc_info=error)
         raise ModelError(f"model {name} could not {doing}: {tell(error)}") from error
+
+
+def _lacks_memory(error: BaseException | None) -> bool:
+    """Whether it, or a cause of it, is that the machine or the limit of the process gave no more memory. PyTorch's
+    allocator for the CPU says so in a RuntimeError.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
+            return True
+        error = error.__cause__
+    return False
 
 
 def name_signal(number: int) -> str:

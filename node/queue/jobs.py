@@ -51,7 +51,8 @@ def add_job(connection: Connection, study_id: int, study_uid: str, revision: int
     of the two. A job that ended without them runs again, or where it gave no result is told again.
     """
     key = job_key(new.model, new.model_digest, new.inputs)
-    existing = connection.execute(select(schema.jobs).where(schema.jobs.c.key == key)).first()
+    # Held until the commit: it may end in this moment, and what is wanted of it must be seen by one of the two.
+    existing = connection.execute(select(schema.jobs).where(schema.jobs.c.key == key).with_for_update()).first()
     if existing is not None:
         _complete(connection, Job.from_row(existing), new, study_uid, now)
         return False

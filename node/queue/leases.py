@@ -25,6 +25,9 @@ LEASE_S = 60.0  # renewed every third of it
 MAXIMUM_ATTEMPTS = 3
 RETRY_DELAYS_S = (5.0, 30.0)  # before the second and the third attempt
 LEFT_S = 1.0  # a job that waits for longer was left by every worker that is free
+# The last attempt is left to a worker that has lived for so long. Where one worker after another dies (no memory,
+# somebody's kill, a bad update), that is not counted three times against the study that happened to be there.
+SETTLED_S = 30.0
 
 
 def claim_job(
@@ -33,11 +36,13 @@ def claim_job(
     """Lease the next job to `worker` (`node.queue.order`); None when nothing waits that may start here.
 
     `loaded` are the models that run here without being loaded; `read` is the job whose images were read ahead here,
-    which goes before others of its lane. The attempt is counted here.
+    which goes before others of its lane. The attempt is counted here; the last one is not for a worker younger than
+    `SETTLED_S`.
     """
     now = time.time()
-    for lane in _lanes(database, worker, now, loaded):  # the next one where others took all that was in it
-        if job := _take(database, worker, lane, now, read):
+    before = MAXIMUM_ATTEMPTS - (1 if worker.age_s() >= SETTLED_S else 2)  # attempts that a job may have had
+    for lane in _lanes(database, worker, now, before, loaded):  # the next one where others took all that was in it
+        if job := _take(database, worker, lane, now, before, read):
             return job
     return None
 
@@ -45,11 +50,12 @@ def claim_job(
 def claim_to_read(database: Database, worker: WorkerId, *, loaded: Collection[str] = ()) -> Job | None:
     """Lease for a while the job that is probably next here, to read its images ahead; `give_back_read` ends it.
 
-    Only one that has waited for `LEFT_S`: no worker is free for it. A reading that kills the worker is an attempt.
+    Only one that was never tried and has waited for `LEFT_S`: no worker is free for it. A reading that kills the worker
+    is an attempt.
     """
     now = time.time()
-    for lane in _lanes(database, worker, now, loaded):
-        if lane.queued_at <= now - LEFT_S and (job := _take(database, worker, lane, now, starts=False)):
+    for lane in _lanes(database, worker, now, 0, loaded):
+        if lane.queued_at <= now - LEFT_S and (job := _take(database, worker, lane, now, 0, starts=False)):
             return job
     return None
 
@@ -62,10 +68,10 @@ def give_back_read(database: Database, job: Job, worker: WorkerId) -> bool:
         return _held(connection, job, worker, **queued)
 
 
-def _lanes(database: Database, worker: WorkerId, now: float, loaded: Collection[str]) -> list[Lane]:
-    """The lanes that may give this worker its next job, in their order."""
+def _lanes(database: Database, worker: WorkerId, now: float, most_attempts: int, loaded: Collection[str]) -> list[Lane]:
+    """The lanes that may give this worker its next job, of those that had `most_attempts` at most, in their order."""
     with database.read() as connection:  # no write lock is taken while there is nothing to do
-        lanes = waiting_lanes(connection, now)
+        lanes = waiting_lanes(connection, now, most_attempts)
         if not lanes:
             return []
         pauses, recent = pauses_in(connection), last_started(connection)
@@ -76,14 +82,24 @@ def _lanes(database: Database, worker: WorkerId, now: float, loaded: Collection[
 
 
 def _take(
-    database: Database, worker: WorkerId, lane: Lane, now: float, read: int | None = None, *, starts: bool = True
+    database: Database,
+    worker: WorkerId,
+    lane: Lane,
+    now: float,
+    most_attempts: int,
+    read: int | None = None,
+    *,
+    starts: bool = True,
 ) -> Job | None:
     """Lease the job `read` of a lane, else its oldest; None when none is left. One that does not start yet is only
     leased, and its story does not tell of it.
     """
     columns = schema.jobs.c
     waiting = select(columns.id).where(
-        columns.state == JobState.QUEUED, columns.lane == lane.name, columns.not_before <= now
+        columns.state == JobState.QUEUED,
+        columns.lane == lane.name,
+        columns.not_before <= now,
+        columns.attempts <= most_attempts,
     )
     first = waiting.order_by(columns.queued_at, columns.id)
     changes = {
@@ -122,8 +138,8 @@ def finish_job(
     story: str,
     seconds: Mapping[str, float] | None = None,
 ) -> bool:
-    """Record the results and their deliveries and end the job, in one transaction; False (nothing done) without the
-    lease.
+    """Record the results and their deliveries and end the job, in one transaction; False (the story says so, nothing
+    else is done) without the lease.
 
     A job of which another route wanted more while it ran is queued again.
     """
@@ -141,6 +157,7 @@ def finish_job(
             lease_owner=None,
             lease_until=None,
         ):
+            _tell_late(connection, job, "it made results")
             return False
         put_results(connection, job.id, results, now)
         record_event(connection, "work", study_uid_of(connection, job), f"{job.model}: {story}")
@@ -178,6 +195,8 @@ def fail_attempt(database: Database, job: Job, worker: WorkerId, reason: str) ->
     with database.write() as connection:
         if _held(connection, job, worker):
             _give_back(connection, job, reason)
+        else:
+            _tell_late(connection, job, reason)
 
 
 def release_job(database: Database, job: Job, worker: WorkerId) -> None:
@@ -285,14 +304,27 @@ def _spoken(seconds: float) -> str:
 
 
 def _held(connection: Connection, job: Job, worker: WorkerId, **changes: Any) -> bool:
-    """Apply `changes` if `worker` still holds the job; whether it does."""
+    """Apply `changes` if `worker` still holds the job by the lease of this attempt; whether it does.
+
+    Whatever was asked, the row stays as it is until the transaction ends.
+    """
     columns = schema.jobs.c
-    held = (columns.id == job.id, columns.state == JobState.RUNNING, columns.lease_owner == str(worker))
+    held = (
+        columns.id == job.id,
+        columns.state == JobState.RUNNING,
+        columns.lease_owner == str(worker),
+        columns.attempts == job.attempts,  # the same worker may hold it again, after it had lost it
+    )
     if not changes:
-        return connection.scalar(select(columns.id).where(*held)) is not None
+        return connection.scalar(select(columns.id).where(*held).with_for_update()) is not None
     return (
         connection.execute(update(schema.jobs).where(*held).values(**changes).returning(columns.id)).first() is not None
     )
+
+
+def _tell_late(connection: Connection, job: Job, how: str) -> None:
+    what = f"{job.model}: attempt {job.attempts} ended without its lease, nothing of it is taken: {how}"
+    record_event(connection, "work", study_uid_of(connection, job), what)
 
 
 def _give_back(connection: Connection, job: Job, reason: str) -> None:
@@ -309,9 +341,12 @@ def _give_back(connection: Connection, job: Job, reason: str) -> None:
             lease_owner=None,
             lease_until=None,
             not_before=now + delay,
+            queued_at=now + delay,  # behind what waits then: what fails again and again holds up nothing else
             finished_at=now if last else None,
             untold=schema.jobs.c.tell_no_result if last else False,
         )
     )
     outlook = "quarantined" if last else f"next attempt in {delay:.0f} s"
+    if job.attempts == MAXIMUM_ATTEMPTS - 1:
+        outlook += f" or later, by a worker that has lived for {SETTLED_S:.0f} s"
     record_event(connection, "queue", study_uid_of(connection, job), f"{job.model}: {sentence}; {outlook}")

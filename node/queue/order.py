@@ -66,11 +66,13 @@ def in_turn(
     return ordered
 
 
-def waiting_lanes(connection: Connection, now: float) -> list[Lane]:
-    """The lanes in which a job waits that may start now."""
+def waiting_lanes(connection: Connection, now: float, most_attempts: int) -> list[Lane]:
+    """The lanes in which a job waits that may start now and has had `most_attempts` at most."""
     return [
         Lane(name, source, model, Priority(priority), queued_at, started_at or 0.0)
-        for name, source, model, priority, queued_at, started_at in connection.execute(_WAITING, {"now": now})
+        for name, source, model, priority, queued_at, started_at in connection.execute(
+            _WAITING, {"now": now, "most_attempts": most_attempts}
+        )
     ]
 
 
@@ -89,6 +91,7 @@ def _select_waiting() -> Select[*tuple[Any, ...]]:
     following = select(func.min(jobs.lane)).where(queued, jobs.lane > names.c.lane).scalar_subquery()
     names = names.union_all(select(following).where(names.c.lane.is_not(None)))
     due = select(jobs.id).where(queued, jobs.lane == names.c.lane, jobs.not_before <= bindparam("now"))
+    due = due.where(jobs.attempts <= bindparam("most_attempts"))
     first = due.order_by(jobs.queued_at, jobs.id).limit(1).scalar_subquery()
     heads = select(first.label("id")).select_from(names).where(names.c.lane.is_not(None)).subquery("heads")
     started = select(func.max(other.c.started_at)).where(other.c.source == head.c.source).scalar_subquery()

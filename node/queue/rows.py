@@ -50,8 +50,8 @@ def put_results(connection: Connection, job_id: int, results: Sequence[NewResult
 
 
 def job_and_study(connection: Connection, job_id: int) -> tuple[Job, str]:
-    """A job and the UID of its study; `NotFound` without one."""
-    row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == job_id)).first()
+    """A job, which stays as it is until the transaction ends, and the UID of its study; `NotFound` without one."""
+    row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == job_id).with_for_update()).first()
     if row is None:
         raise NotFound(f"no job {job_id} (`radnode jobs list` shows what is here)")
     job = Job.from_row(row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,10 @@ class WorkerId:
         """A new name for this process."""
         pid = os.getpid()
         return WorkerId(socket.gethostname(), _boot_id(), pid, _process_start(pid) or "0", secrets.token_hex(4))
+
+    def age_s(self) -> float:
+        """How long this process has lived; of a worker of another host or boot that tells nothing."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(self.started) / os.sysconf("SC_CLK_TCK")
 
     def is_known_dead(self) -> bool:
         """True only when this host can tell that the process is gone; False when it lives or another host runs it."""

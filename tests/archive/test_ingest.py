@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import update
@@ -157,8 +159,88 @@ def test_retention_may_remove_the_folder_meanwhile(archive: Archive) -> None:
         spooled.write(b"late")
         spooled.sync()
         spooled.link(archive.storage / instance_path(identity(2), spooled.token))
+        final = archive.storage / instance_path(identity(2), spooled.token)
         assert archive.forget_finished(time.time() + 1) == ["1.1"]
-        assert files(archive, "instances") == []
+        assert files(archive, "instances") == [final]
+        final.unlink()  # whoever did it: the spool still has it
+        final.parent.rmdir()
         assert archive.keep_instance(spooled, identity(2), "CT1") is Outcome.STORED
     (kept,) = files(archive, "instances")
     assert kept.read_bytes() == b"late"
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same instance", "another one of the study"])
+def test_two_receivers_and_the_first_instance_of_a_study(archive: Archive, same: bool) -> None:
+    """Two machines begin to receive one study at the same moment: neither refuses an image."""
+    rounds = 60
+    url = archive.database.url.render_as_string(hide_password=False)
+    together = threading.Barrier(2, timeout=60)
+    errors: list[Exception] = []
+    outcomes: list[Outcome] = []
+
+    def receive(other: Archive, machine: int) -> None:
+        for number in range(rounds):
+            uid = f"1.9.{number}.{0 if same else machine}"
+            together.wait()
+            try:
+                outcomes.append(
+                    keep(other, identity(sop_instance_uid=uid, study_uid=f"1.7.{number}", series_uid=f"1.8.{number}"))
+                )
+            except Exception as error:
+                errors.append(error)
+
+    with closing(Archive(archive.storage, url)) as second:
+        threads = [
+            threading.Thread(target=receive, args=(other, machine)) for machine, other in enumerate((archive, second))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+    assert outcomes.count(Outcome.STORED) == (rounds if same else 2 * rounds)
+    studies = archive.studies(limit=2 * rounds)
+    assert [study.instances for study in studies] == [1 if same else 2] * rounds
+    assert len(files(archive, "instances")) == sum(study.instances for study in studies)
+
+
+def test_a_commit_whose_answer_was_lost_keeps_the_file(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server ends after the commit and before it says so: what is tried again is known to be the same arrival."""
+    ingest = archive.ingest
+    transact = ingest._transact
+    first = True
+
+    def transact_and_lose(group: list[Any]) -> None:
+        nonlocal first
+        transact(group)
+        if first:
+            first = False
+            raise ingest._taken("the connection was lost")
+
+    monkeypatch.setattr(ingest, "_transact", transact_and_lose)
+    assert keep(archive, identity()) is Outcome.STORED
+    (instance,) = archive.instances(archive.study("1.1").id)
+    assert (archive.storage / instance.path).exists()
+    assert archive.study("1.1").instances == 1
+
+
+def test_an_instance_that_comes_while_its_study_is_deleted_is_kept(archive: Archive) -> None:
+    """Retention and a receiver of another machine: what was acknowledged is there afterwards."""
+    url = archive.database.url.render_as_string(hide_password=False)
+    with closing(Archive(archive.storage, url)) as second:
+        for number in range(40):
+            keep(archive, identity(1))
+            with archive.database.write() as connection:
+                connection.execute(update(schema.studies).values(state=StudyState.UNWANTED, last_received_at=0.0))
+            together = threading.Barrier(2, timeout=60)
+            deleter = threading.Thread(
+                target=lambda together=together: (together.wait(), second.forget_finished(time.time() - 60))
+            )
+            deleter.start()
+            together.wait()
+            assert keep(archive, identity(2 + number)) is Outcome.STORED
+            deleter.join()
+            study = archive.study("1.1")
+            kept = {instance.sop_instance_uid: instance for instance in archive.instances(study.id)}
+            assert (archive.storage / kept[f"1.3.{2 + number}"].path).exists()
+            assert study.instances == len(kept)

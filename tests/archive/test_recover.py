@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
-from node.archive.ingest import instance_path, quarantine_name
+from node.archive.ingest import Outcome, instance_path, quarantine_name
 from node.archive.records import StudyState
 from node.archive.recover import Recovered, note_clean_stop, recover
 from node.archive.store import Archive
 from node.dicom.identity import Identity
 from node.receive.importer import import_path
 from node.receive.storage import file_header
+from tests.archive.test_ingest import identity
 from tests.benchmark.ingest import make_images
 from tests.receive.sending import ct, encode
 
@@ -111,3 +114,29 @@ def test_a_named_file_without_its_content_goes(archive: Archive, tmp_path: Path)
     (archive.storage / "spool" / f"{final.stem.split('-')[1]}.part").hardlink_to(final)
     final.write_bytes(b"")
     assert recover(archive) == Recovered(kept=1, missing=1)
+
+
+def test_a_start_beside_a_receiver_takes_none_of_its_files(archive: Archive) -> None:
+    """One machine starts again and again while another one receives into the same storage folder."""
+    over = threading.Event()
+    swept: list[Recovered] = []
+
+    def start_again() -> None:
+        with closing(Archive(archive.storage, archive.database.url.render_as_string(hide_password=False))) as other:
+            while not over.is_set():
+                swept.append(recover(other))
+
+    starter = threading.Thread(target=start_again)
+    starter.start()
+    try:
+        for number in range(300):
+            with archive.spool_file() as spooled:
+                spooled.write(b"on its way")
+                assert spooled.path.exists(), "a file that is being received was swept away"
+                assert archive.keep_instance(spooled, identity(number), "CT1") is Outcome.STORED
+    finally:
+        over.set()
+        starter.join()
+    assert swept
+    assert not any(found.missing for found in swept)
+    assert all((archive.storage / instance.path).exists() for instance in archive.instances(1))

@@ -44,13 +44,13 @@ def make_package(folder: Path) -> Path:
     return folder
 
 
-def make_study(folder: Path, slices: int, rows: int, **changes: str) -> Path:
-    """A CT of noise with a ball of value 1,000 and a diameter of a third of its width."""
+def make_study(folder: Path, slices: int, rows: int, *, value: int = 1000, **values: str) -> Path:
+    """A CT of noise with a ball of this value and a diameter of a third of its width; `values` are set by keyword."""
     array = np.random.default_rng(1).integers(-50, 50, (slices, rows, rows), np.int16)
     z, y, x = np.ogrid[:slices, :rows, :rows]
     ball = ((z - slices / 2) / slices) ** 2 + ((y - rows / 2) / rows) ** 2 + ((x - rows / 2) / rows) ** 2 < 1 / 36
-    array[ball] = 1000
-    write_series(folder, array, spacing_mm=(1.0, 0.7, 0.7), SliceThickness="1", **changes)
+    array[ball] = value
+    write_series(folder, array, spacing_mm=(1.0, 0.7, 0.7), SliceThickness="1", **values)
     return folder
 
 

@@ -445,6 +445,9 @@ def test_weights_that_are_missing_or_others(load: Build, tmp_path: Path) -> None
     torch.save({"another": torch.tensor(500.0)}, path)
     with pytest.raises(ModelError, match="model marker could not be loaded: RuntimeError: Error"):
         load(configuration(handlers=[CHECKPOINT]), network=LINEAR)
+    torch.save({"limit": torch.tensor(float("nan"))}, path)
+    with pytest.raises(ModelError, match="weights of bundle marker have values in limit that are not finite"):
+        load(configuration(handlers=[CHECKPOINT]), network=LINEAR)
 
 
 class RunsOnLoad:

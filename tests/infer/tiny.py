@@ -31,8 +31,13 @@ def weights(limit: float = 500.0) -> bytes:
     return file.getvalue()
 
 
-def bundle_files(version: str = "0.1.0", *, limit: float | None = 500.0, **metadata: Any) -> dict[str, bytes]:
-    """Path to content of the bundle as a zoo would publish it: without `dicom.yaml`; limit None: without weights."""
+def bundle_files(
+    version: str = "0.1.0", *, limit: float | None = 500.0, network: str = LINEAR, **metadata: Any
+) -> dict[str, bytes]:
+    """Path to content of the bundle as a zoo would publish it: without `dicom.yaml`; limit None: without weights.
+
+    `network` is the source of its class `Threshold`.
+    """
     channels = {"channel_def": {"0": "background", "1": "marker"}}
     about = {"version": version, "network_data_format": {"outputs": {"pred": channels}}, **metadata}
     files = {
@@ -40,7 +45,7 @@ def bundle_files(version: str = "0.1.0", *, limit: float | None = 500.0, **metad
         "configs/inference.json": json.dumps(configuration(handlers=[CHECKPOINT])).encode(),
         "configs/metadata.json": json.dumps(about).encode(),
         "scripts/__init__.py": b"",
-        "scripts/net.py": LINEAR.encode(),
+        "scripts/net.py": network.encode(),
     }
     return files if limit is None else files | {"models/model.pt": weights(limit)}
 

@@ -157,7 +157,7 @@ def test_a_worker_of_another_host_is_never_called_dead() -> None:
 
 def test_the_third_failed_attempt_quarantines(archive: Archive, study_id: int) -> None:
     add(archive, study_id, new_job())
-    worker = WorkerId.mine()
+    worker = replace(WorkerId.mine(), started="0")
     for attempt in (1, 2, 3):
         job = leases.claim_job(archive.database, worker)
         assert job is not None
@@ -169,6 +169,28 @@ def test_the_third_failed_attempt_quarantines(archive: Archive, study_id: int) -
     assert job.state is JobState.QUARANTINED
     assert job.reason == "attempt 3 of 3 failed: out of memory"
     assert leases.claim_job(archive.database, worker) is None
+
+
+def test_the_last_attempt_is_left_to_a_worker_that_has_lived_for_a_while(archive: Archive, study_id: int) -> None:
+    """Where workers die one after another it is not said of the study that was there."""
+    young = WorkerId.mine()
+    now_ticks = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+    young, old = replace(young, started=str(now_ticks)), replace(young, started="0")
+    assert young.age_s() < leases.SETTLED_S < old.age_s()
+    add(archive, study_id, new_job())
+    for _ in range(2):
+        job = leases.claim_job(archive.database, young)
+        assert job is not None
+        leases.fail_attempt(archive.database, job, young, "its worker died")
+        make_due(archive)
+    assert leases.claim_job(archive.database, young) is None
+    add(archive, study_id, new_job("2.1"))
+    other = leases.claim_job(archive.database, young)
+    assert other is not None
+    assert other.id != job.id, "what waits behind it is not held up"
+    last = leases.claim_job(archive.database, old)
+    assert last is not None
+    assert (last.id, last.attempts) == (job.id, 3)
 
 
 def test_a_released_job_does_not_count_the_attempt(archive: Archive, study_id: int) -> None:
