@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
@@ -84,6 +85,7 @@ class Connection:
             evt_handlers=[(EVT_PDU_RECV, note), *self._handlers],
         )
         if association.is_established:
+            _send_at_once(association)
             self._association = association
             return association
         # Not as the association has it: pynetdicom closes the connection upon a rejection, and takes the peer for one
@@ -103,3 +105,12 @@ class Connection:
         if self._association.is_established:
             self._association.release()
         self._ae.shutdown()
+
+
+def _send_at_once(association: Association) -> None:
+    """Switch Nagle's algorithm off (RFC 1122 4.2.3.4). A message goes out in two writes, and the second would wait for
+    the peer's acknowledgement of the first, which a peer delays: 45 ms for each object to DCMTK, 4 ms without.
+    """
+    transport = association.dul.socket
+    if transport is not None and transport.socket is not None:
+        transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sqlalchemy import func, select
+from sqlalchemy import create_engine, func, select
 
 from node.archive import schema
 from node.archive.open import open_archive
@@ -66,8 +66,19 @@ def main() -> None:
         print(f"{on}: {rate:.2f} studies/s ({options.studies} in {seconds:.1f} s, sent in {sent - began:.1f} s)")
         print(f"load of the machine: {os.getloadavg()[0]:.1f}")
         print("processor seconds per study:", {role: round(each / options.studies, 3) for role, each in used.items()})
-        database_s = database_seconds(scratch / "alone", url, options.slices)
+        database_s = database_seconds(scratch / "alone", beside(url), options.slices)
         print(f"the database alone: {1000 * database_s:.1f} ms per study, {database_s * rate:.0%} of the time")
+
+
+def beside(url: str) -> str:
+    """Another database of the same kind, which no node uses."""
+    if url == "sqlite":
+        return url
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE alone")
+    engine.dispose()
+    return url.rpartition("/")[0] + "/alone"
 
 
 def last_delivery(archive: Archive) -> float:

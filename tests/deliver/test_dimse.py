@@ -94,6 +94,16 @@ def test_a_rejection_is_heard_however_late_we_look(tmp_path: Path, monkeypatch: 
             echo(address)
 
 
+def test_nothing_waits_for_nagle(orthanc: Orthanc, shared_data: Path) -> None:
+    """With his algorithm each object waits 40 ms for the peer's delayed acknowledgement."""
+    file = next((shared_data / "chest_ct_philips").rglob("*.dcm"))
+    with StoreSession(address_of(orthanc), [file]) as session:
+        transport = session._association.dul.socket
+        assert transport is not None
+        assert transport.socket is not None
+        assert transport.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_files_arrive_as_they_are(orthanc: Orthanc, shared_data: Path) -> None:
     files = sorted((shared_data / "chest_ct_siemens" / "soft_kernel_B40f").glob("*.dcm"))[:3]
     with StoreSession(address_of(orthanc), files) as session:
