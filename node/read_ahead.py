@@ -54,6 +54,10 @@ class ReadAhead:
         kept, self._kept = self._kept, None
         return kept if kept is not None and kept.job_id == job.id else None
 
+    def forget(self) -> None:
+        """Nothing waits: what was read ran elsewhere, or was cancelled."""
+        self._kept = None
+
     @contextlib.contextmanager
     def meanwhile(self) -> Iterator[None]:
         """Look for a job and read its images in a thread of its own while the body runs; a reading is ended first."""

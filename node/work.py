@@ -103,6 +103,7 @@ class Worker:
             return True
         job = claim_job(self._archive.database, self._id, loaded=self._models.names, read=self._ahead.job_id)
         if job is None:
+            self._ahead.forget()
             return False
         self._attempt(job)
         self._models.make_room()

@@ -208,6 +208,7 @@ def test_a_cancelled_job_is_not_run_though_it_was_read(
     until(lambda: [state for state, _ in states(archive)][::2] == [JobState.DONE] * 2, "the others are done")
     assert states(archive)[1] == (JobState.CANCELLED, 0)
     assert marker.runs == 2
+    until(lambda: worker._ahead.job_id is None, "nothing of it stays in memory")
 
 
 def test_only_what_free_workers_left_is_read_ahead(archive: Archive, jobs: list[Job]) -> None:
