@@ -33,7 +33,7 @@ class Threshold(torch.nn.Module):
 @pytest.mark.timeout(600)
 def test_a_machine_that_is_lost_mid_job_costs_one_attempt(tmp_path: Path) -> None:
     (study_uid, folder), *_ = make_studies(tmp_path / "studies", 1).items()
-    files = bundle_files(limit=-500.0) | {"scripts/net.py": NETWORK, "dicom.yaml": MANIFEST.encode()}
+    files = bundle_files() | {"scripts/net.py": NETWORK, "dicom.yaml": MANIFEST.encode()}
     marker = write(tmp_path / "models" / "marker", files)
     with SmallCluster() as cluster, Orthanc(tmp_path / "orthanc") as pacs:
         cluster.add()
