@@ -119,11 +119,11 @@ class Worker:
         One that failed before is alone here: if it kills this worker, no other job pays with it.
         """
         alone = job.attempts > 1
-        if alone:
-            self._wait_for_report()
         beat = self._heartbeat(job)
         handed_over = False
         try:
+            if alone:
+                self._wait_for_report()
             with self._ending(job):
                 attempt = self._begin(job)
                 model = self._models.get(attempt.package)  # loads while the headers and voxels are read
