@@ -22,6 +22,7 @@ from time import monotonic
 import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 
+from node import memory
 from node.analyse import Analysis, Run, read_sources, report, run_model
 from node.archive.records import Job, JobState
 from node.archive.store import Archive
@@ -57,11 +58,18 @@ def work_until(stop: threading.Event, archive: Archive, config: Config, *, ready
     _tell_protections(models.device)
     worker = Worker(stop, archive, config, models)
     bell = Bell(archive.storage, Room.WORK)
+    memory.keep_freed()
+    busy_at: float | None = None  # when the last job ended; None once what it left was given back
     ready()
     while not stop.is_set():
         try:
-            if not worker.do_next():
-                bell.wait(stop, POLL_S)
+            if worker.do_next():
+                busy_at = monotonic()
+                continue
+            if busy_at is not None and monotonic() > busy_at + memory.IDLE_S:
+                memory.give_back()
+                busy_at = None
+            bell.wait(stop, POLL_S)
         except SQLAlchemyError as error:
             _log.error("work: database: %s", type(error).__name__)
             stop.wait(2.0)

@@ -26,6 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from node import memory
 from node.infer import kernel, sandbox
 
 _BURIAL_S = 10.0  # that killed processes may take to end
@@ -121,6 +122,7 @@ def _be_model(setup: Mapping[str, Any], namespaces: Mapping[str, str]) -> int:
         memory_bytes=setup["memory_bytes"],
     )
     os.chdir(limits.scratch)
+    memory.keep_freed()
     protections = sandbox.enter(limits, namespaces)
 
     from node.infer.wire import Channel
@@ -148,43 +150,65 @@ def _serve(channel: Any, package: Mapping[str, str], device: str) -> None:
         channel.send(_explain(error, "be loaded", package["name"]))
         return
     channel.send({"loaded": True} | _memory())
-    while True:
+    while (request := _next_request(channel)) is not None:
+        arrays: list[Any] = []
         try:
-            request, descriptors = channel.receive_with_descriptors(len(manifest.inputs) + 2)
+            inputs = _receive_inputs(channel, request["inputs"])
         except EOFError:
             return
-        try:
-            reply = _predict(model, manifest, request["inputs"], descriptors)
-        except BaseException as error:  # a model may raise anything, SystemExit too
+        except MemoryError as error:
             reply = _explain(error, "run", package["name"])
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        channel.send(reply | _memory() | {"asked": request["asked"]})
+        else:
+            reply, arrays = _predict(model, manifest, inputs, package["name"])
+            del inputs
+        channel.send(reply | _memory() | {"asked": request["asked"]}, arrays)
+        del reply, arrays
 
 
-def _predict(model: Any, manifest: Any, inputs: Mapping[str, Any], descriptors: list[int]) -> dict[str, Any]:
-    """Run on what the message describes; `descriptors` are the inputs' memory files, the label map's and, where the
-    manifest wants them, the probabilities'.
-    """
-    from node.infer.results import Labelmap
-    from node.infer.wire import describe_prediction, map_array, restore_input, write_array, write_probabilities
+def _next_request(channel: Any) -> dict[str, Any] | None:
+    """What the worker asks; None when it has closed the channel. Memory of the last run is kept for a while."""
+    kept = True
+    while True:
+        try:
+            if (request := channel.read_arrived()) is None:
+                if kept and not select.select([channel], [], [], memory.IDLE_S)[0]:
+                    memory.give_back()
+                    kept = False
+                request = channel.read_some()
+        except EOFError:
+            return None
+        if request == {"rest": True}:
+            memory.give_back()
+            kept = False
+        elif request is not None:
+            return request
 
-    prediction = model.predict(
-        {
-            name: restore_input(described, map_array(descriptor, tuple(described["shape"]), described["dtype"]))
-            for (name, described), descriptor in zip(inputs.items(), descriptors[: len(inputs)], strict=True)
-        }
-    )
-    reply = describe_prediction(prediction)
-    # A larger one is refused for its shape.
-    labelmap, *probabilities = descriptors[len(inputs) :]
-    if isinstance(prediction, Labelmap) and prediction.array.nbytes <= os.fstat(labelmap).st_size:
-        write_array(labelmap, prediction.array)
-        for descriptor in probabilities:
-            write_probabilities(descriptor, prediction, manifest)
-    seconds = getattr(model, "seconds", {})
-    return reply | {"seconds": dict(seconds)}
+
+def _receive_inputs(channel: Any, described: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs, whose voxels follow the request; after `MemoryError` all of it was read."""
+    from node.infer.wire import restore_input
+
+    inputs: dict[str, Any] = {}
+    failure: MemoryError | None = None
+    for name, one in described.items():
+        try:
+            inputs[name] = restore_input(one, channel.receive_array(tuple(one["shape"]), one["dtype"]))
+        except MemoryError as error:
+            failure = error
+    if failure is not None:
+        raise failure
+    return inputs
+
+
+def _predict(model: Any, manifest: Any, inputs: dict[str, Any], name: str) -> tuple[dict[str, Any], list[Any]]:
+    """Run; the answer, and the arrays that follow it."""
+    from node.infer.wire import describe_prediction
+
+    try:
+        reply, arrays = describe_prediction(model.predict(inputs), manifest, inputs)
+        return reply | {"seconds": dict(getattr(model, "seconds", {}))}, arrays
+    except BaseException as error:  # a model may raise anything, SystemExit too
+        return _explain(error, "run", name), []
 
 
 def _explain(error: BaseException, doing: str, name: str) -> dict[str, str]:

@@ -19,8 +19,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
 
 from node.dicom.volume import Image, Volume
 from node.errors import InputRefused, ModelError, OutputRefused
@@ -30,18 +33,19 @@ from node.infer.results import Prediction
 from node.infer.sandbox import Protection, clean_environment
 from node.infer.wire import (
     Channel,
+    bytes_of,
     clean_text,
     describe_input,
-    keep_in_memory_file,
-    make_memory_file,
     restore_prediction,
     restore_seconds,
 )
 
 _log = logging.getLogger(__name__)
+_Read = TypeVar("_Read")
 
 LOAD_S = 600.0  # that a model may take to load
 _SEND_S = 30.0  # that a request may wait for the model's process to read it
+_SLOW = 50e6  # bytes that it reads in a second at least
 _END_S = 20.0  # that the warden may take to end
 _LOOK_S = 0.5  # between two looks at the memory
 _TAIL = 4096  # bytes of what a model printed that are kept
@@ -93,30 +97,29 @@ class HostedModel:
             raise ModelError(self._sentence("it was stopped"))
         manifest = self._package.manifest
         limit_s = manifest.timeout_s
-        voxels = max(
-            source.array.shape[0] * source.array.shape[1] * source.array.shape[2] for source in inputs.values()
-        )
-        results = [make_memory_file(voxels * 2)]
         try:
-            if manifest.probabilities:  # takes memory only where something is written
-                results.append(make_memory_file(voxels * len(manifest.segments)))
-            host.ask(inputs, results)
+            host.ask(inputs)
             self.running = True
             late = f"it ran longer than {limit_s:.0f} s (timeout_s in dicom.yaml)"
-            message = host.answer(time.monotonic() + limit_s, late)
+            deadline = time.monotonic() + limit_s
+            message = host.answer(deadline, late)
             host.note_memory(message)
             _raise_if_error(message)
             self.seconds = restore_seconds(message)
-            return restore_prediction(message, manifest, inputs, *results)
+            receive = partial(host.receive, deadline=deadline, late=late)
+            prediction = restore_prediction(message, manifest, inputs, receive)
+            if host.unread:
+                raise ModelError(self._sentence("its process sends more than a result"))
+            return prediction
         except (InputRefused, OutputRefused):  # an answer: the process is as good as before
+            if host.unread:  # of what it announced
+                self._drop()
             raise
         except BaseException:
             self._drop()
             raise
         finally:
             self.running = False
-            for descriptor in results:
-                os.close(descriptor)
 
     def stop(self, why: str) -> None:
         """End its process at once, from any thread: the run that waits for it raises `ModelError` with this sentence.
@@ -125,6 +128,11 @@ class HostedModel:
         """
         if (host := self._host) is not None:
             host.stop(self._sentence(why))
+
+    def rest(self) -> None:
+        """Another model runs next: its process gives back the memory that it keeps for a next run."""
+        if self._host is not None:
+            self._host.rest()
 
     def close(self) -> None:
         """End its process."""
@@ -188,15 +196,15 @@ class _Host:
         self.cuda_share = 0.0
         self._memory_bytes = memory_bytes
         self._asked = 0
+        self.unread = 0  # bytes that follow the last answer
         self.stopped = ""  # the sentence for whom it was stopped
         self._status: int | None = None
         self._told = b""  # by the warden
         self._scratch = os.path.realpath(tempfile.mkdtemp(prefix="radnode-model-"))
         ours, theirs = socket.socketpair()
         self._lifeline, lifeline = socket.socketpair()
-        ours.settimeout(_SEND_S)
         self._lifeline.settimeout(_SEND_S)
-        self._channel = Channel(ours)
+        self._ours, self._channel = ours, Channel(ours)
         setup = {
             "package": package
             and {
@@ -240,27 +248,52 @@ class _Host:
         except (KeyError, TypeError):
             raise ModelError(f"model {self.name}: its process did not say what protects it") from None
 
-    def ask(self, inputs: Mapping[str, Volume | Image], results: list[int]) -> None:
-        """Send the inputs, and where a label map and its probabilities go."""
+    def ask(self, inputs: Mapping[str, Volume | Image]) -> None:
+        """Send the inputs."""
         self._asked += 1
         described = {name: describe_input(source) for name, source in inputs.items()}
-        files: list[int] = []
+        arrays = [source.array for source in inputs.values()]
+        self._ours.settimeout(_SEND_S + sum(array.nbytes for array in arrays) / _SLOW)
         try:
-            for source in inputs.values():
-                files.append(keep_in_memory_file(source.array))
-            self._channel.send({"inputs": described, "asked": self._asked}, [*files, *results])
+            self._channel.send({"inputs": described, "asked": self._asked}, arrays)
         except TimeoutError:
             raise ModelError(f"model {self.name}: its process does not read what it is sent") from None
         except (BrokenPipeError, ConnectionResetError):
             raise self._ended() from None
-        finally:
-            for file in files:
-                os.close(file)
+
+    def rest(self) -> None:
+        """Ask it to give back the memory that it keeps; nothing comes back."""
+        self._ours.settimeout(_SEND_S)
+        with contextlib.suppress(OSError):  # the next run will find out
+            self._channel.send({"rest": True})
 
     def answer(self, deadline: float, late: str) -> dict[str, Any]:
         """The next message. `ModelError` when the process ends, takes too much memory or sends rubbish, and at
         `deadline` (monotonic) with the words `late`.
         """
+        message = self._channel.read_arrived()
+        while message is None:
+            message = self._when_ready(self._channel.read_some, deadline, late)
+        if message.get("asked", 0) != self._asked:
+            raise ModelError(f"model {self.name}: its process answered what it was not asked")
+        follows = message.get("bytes", 0)
+        if type(follows) is not int or follows < 0:
+            raise ModelError(f"model {self.name}: its process did not say how much follows its answer")
+        self.unread = follows
+        return message
+
+    def receive(self, array: NDArray[Any], deadline: float, late: str) -> None:
+        """Fill an array with what follows the answer; errors as of `answer`."""
+        if array.nbytes > self.unread:
+            raise ModelError(f"model {self.name}: its process sends less than its answer says")
+        self.unread -= array.nbytes
+        view = bytes_of(array)
+        view = view[self._channel.take_arrived(view) :]
+        while len(view):
+            view = view[self._when_ready(partial(self._channel.read_into, view), deadline, late) :]
+
+    def _when_ready(self, read: Callable[[], _Read], deadline: float, late: str) -> _Read:
+        """What `read` gives when something has come through the channel."""
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
         poll.register(self._lifeline, select.POLLIN)
@@ -268,22 +301,17 @@ class _Host:
             if self.stopped:
                 raise ModelError(self.stopped)
             wait_s = min(deadline - time.monotonic(), _LOOK_S)
-            message = self._channel.read_arrived()
-            ready = {number for number, _ in poll.poll(max(wait_s, 0) * 1000)} if message is None else set()
-            if wait_s <= 0 and message is None and not ready:  # what was said in time may be asked for late
+            ready = {number for number, _ in poll.poll(max(wait_s, 0) * 1000)}
+            if wait_s <= 0 and not ready:  # what was said in time may be asked for late
                 raise ModelError(f"model {self.name}: {late}")
             if self._channel.fileno() in ready:
                 try:
-                    message = self._channel.read_some()
+                    return read()
                 except (EOFError, ConnectionResetError):
                     raise self._ended() from None
-            if message is not None:
-                if message.get("asked", 0) != self._asked:
-                    raise ModelError(f"model {self.name}: its process answered what it was not asked")
-                return message
             if self._lifeline.fileno() in ready:
                 self._listen()
-                if self._status is not None and self._channel.fileno() not in ready:  # what it said last comes first
+                if self._status is not None:  # and it said nothing last
                     raise self._ended()
             self._check_memory()
 

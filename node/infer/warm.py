@@ -73,6 +73,8 @@ class WarmModels:
         """The package's model: loaded, or a process that has begun to load it; a program, which is nothing to keep."""
         if package.manifest.adapter is Adapter.COMMAND:
             return CommandModel(package.folder, package.manifest, self.device)
+        if self._models and next(reversed(self._models)) != package.digest:
+            self._models[next(reversed(self._models))].rest()
         model = self._models.pop(package.digest, None)
         if model is not None and model.stopped:  # for a job that is over
             model.close()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +27,11 @@ from node.errors import ModelError, OutputRefused
 from node.infer.hosted import LOAD_S, HostedModel, probe_protections
 from node.infer.package import Package, load_package
 from node.infer.warm import WarmModels
-from node.infer.wire import keep_in_memory_file, make_memory_file
 from tests.infer.test_bundle import configuration
 from tests.running_node import wait_until
 
 NETWORK = """
-import ctypes, errno, json, os, signal, socket, subprocess, sys, time
+import ctypes, errno, json, os, signal, socket, struct, subprocess, sys, time
 from pathlib import Path
 
 import torch
@@ -103,6 +102,17 @@ def hang():
         time.sleep(1)
 
 
+def lie(follows, **said):
+    frame = sys._getframe()
+    while "request" not in frame.f_locals:
+        frame = frame.f_back
+    asked = frame.f_locals["request"]["asked"]
+    answer = {"asked": asked, "kind": "labelmap", "input": "image", "remarks": [], "dtype": "uint8", "bytes": 480}
+    data = json.dumps(answer | said).encode()
+    channel().sendall(struct.pack("!I", len(data)) + data + bytes(follows))
+    hang()
+
+
 ACTIONS = {
     1: lambda: attempt(connect),
     2: lambda: attempt(lambda: open(PLAN["database"])),
@@ -122,6 +132,12 @@ ACTIONS = {
     16: lambda: sys.exit(4),
     17: lambda: print("PHI? \\x1b[31mno", flush=True) or os._exit(5),
     18: lambda: channel().sendall(b"\\0\\0\\x27\\x10" + b"[" * 10_000),
+    19: lambda: lie(100),
+    20: lambda: lie(479, bytes=479),
+    21: lambda: lie(480, bytes=-1),
+    22: lambda: lie(480, bytes="480"),
+    23: lambda: lie(600, bytes=600),
+    24: lambda: lie(480, dtype="float64"),
 }
 
 
@@ -282,6 +298,10 @@ def test_what_it_may_not_do_is_refused(arena: Arena, model: HostedModel, action:
         pytest.param(13, "not believed", id="a message of 4 GB is announced"),
         pytest.param(14, "answered what it was not asked", id="an answer to nothing"),
         pytest.param(18, "not believed", id="nested without end"),
+        pytest.param(20, "sends less than its answer says", id="a shorter label map is announced"),
+        pytest.param(21, "did not say how much follows", id="less than nothing follows"),
+        pytest.param(22, "did not say how much follows", id="no number follows"),
+        pytest.param(23, "sends more than a result", id="a longer label map follows"),
         pytest.param(104, "does not like this image", id="an exception of its own"),
     ],
 )
@@ -404,19 +424,27 @@ def test_another_thread_stops_a_run(model: HostedModel) -> None:
     assert label_of(model, 0) == REFUSED
 
 
-def test_no_descriptor_is_left_where_memory_ends() -> None:
-    """A limit on the size of files stands for the memory that ends: it holds for memory files too."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = os.listdir("/proc/self/fd")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            keep_in_memory_file(np.zeros(1_000_000))
-        with pytest.raises(OSError, match="File too large"):
-            make_memory_file(1_000_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+def test_a_label_map_that_never_comes_ends_with_the_time_of_a_run(arena: Arena) -> None:
+    hosted = HostedModel(arena.package("endless", timeout_s=2), "cpu")
+    with pytest.raises(ModelError, match="ran longer than 2 s"):
+        hosted.predict({"image": volume(19)})
+    assert hosted.pid is None
+
+
+def test_what_follows_a_refused_answer_is_never_taken_for_the_next(model: HostedModel) -> None:
+    with pytest.raises(OutputRefused, match="float64"):
+        model.predict({"image": volume(24)})
+    assert model.pid is None
+    assert label_of(model, 0) == REFUSED
+
+
+def test_an_input_that_memory_cannot_hold_says_so(arena: Arena) -> None:
+    hosted = HostedModel(arena.package("small"), "cpu", memory_bytes=2_000_000_000)
+    large = replace(volume(0), array=np.broadcast_to(np.float32(0), (600, 1024, 1024)))
+    with pytest.raises(ModelError, match=r"out of memory|took .* GB of memory"):
+        hosted.predict({"image": large})
+    assert label_of(hosted, 0) == REFUSED
+    hosted.close()
 
 
 def test_a_package_that_cannot_be_loaded_says_why(arena: Arena) -> None:

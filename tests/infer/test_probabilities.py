@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,9 @@ from node.infer.package import load_package
 from node.infer.poststeps import Recipe, probability_recipe
 from node.infer.reduce import to_certainties, to_labels
 from node.infer.regular import prediction_as_sent
-from node.infer.results import NO_PROBABILITIES, Labelmap
+from node.infer.results import NO_PROBABILITIES, Labelmap, Prediction
 from node.infer.sliding import SlabSlidingWindowInferer
-from node.infer.wire import describe_prediction, make_memory_file, restore_prediction, write_array, write_probabilities
+from node.infer.wire import Channel, bytes_of, describe_prediction, restore_prediction
 from tests.infer.phantoms import GEOMETRIES, soft_scan
 from tests.infer.test_bounded import ARGMAX, HALF, INVERT, LARGEST, SIGMOID, SOFTMAX, bundle
 from tests.infer.test_bundle import configuration, manifest
@@ -315,20 +317,53 @@ def labelled(volume: Volume) -> Labelmap:
     return Labelmap(array, volume.grid, probabilities=found)
 
 
+def carried(labelmap: Labelmap, about: Manifest, volume: Volume, **other: Any) -> Prediction:
+    """What comes out of the wire's other end; `other` replaces parts of the message."""
+    here, there = socket.socketpair()
+    with here, there:
+        message, arrays = describe_prediction(labelmap, about, {"image": volume})
+        sender = threading.Thread(target=Channel(here).send, args=(message | other, arrays))
+        sender.start()
+        end = Channel(there)
+        got = end.receive()
+        sizes: list[int] = []
+
+        def receive(array: NDArray[Any]) -> None:
+            sizes.append(array.nbytes)
+            view = bytes_of(array)
+            while len(view):
+                view = view[end.read_into(view) :]
+
+        try:
+            prediction = restore_prediction(got, about, {"image": volume}, receive)
+            assert sum(sizes) == got["bytes"]
+            return prediction
+        finally:
+            there.shutdown(socket.SHUT_RDWR)
+            sender.join()
+
+
 def test_the_wire_carries_what_is_filled_and_nothing_else() -> None:
     volume, _ = soft_scan(*GEOMETRIES["axial"])
     labelmap, about = labelled(volume), three()
-    files = [make_memory_file(labelmap.array.nbytes), make_memory_file(3 * labelmap.array.size)]
-    write_array(files[0], labelmap.array)
-    write_probabilities(files[1], labelmap, about)
-    message = json.loads(json.dumps(describe_prediction(labelmap)))
-    got = restore_prediction(message, about, {"image": volume}, *files)
+    got = carried(labelmap, about, volume)
     assert isinstance(got, Labelmap)
+    assert got.array.dtype == np.uint16
     assert labelmap.probabilities is not None
     assert got.probabilities is not None
     assert list(got.probabilities) == [5, 7]
     for label, values in labelmap.probabilities.items():
         assert np.array_equal(got.probabilities[label], values)
+
+
+def test_labels_beyond_a_byte_come_through() -> None:
+    volume, _ = soft_scan(*GEOMETRIES["axial"])
+    about = manifest(segments={300: {"name": "S", "type": ["99TEST", "1", "S"]}})
+    array = np.zeros(volume.array.shape, np.uint16)
+    array[1, 2, 3] = 300
+    got = carried(Labelmap(array, volume.grid), about, volume)
+    assert isinstance(got, Labelmap)
+    assert np.array_equal(got.array, array)
 
 
 @pytest.mark.parametrize(
@@ -337,11 +372,8 @@ def test_the_wire_carries_what_is_filled_and_nothing_else() -> None:
 )
 def test_the_worker_believes_no_slices(said: object) -> None:
     volume, _ = soft_scan(*GEOMETRIES["axial"])
-    labelmap, about = labelled(volume), three()
-    files = [make_memory_file(labelmap.array.nbytes), make_memory_file(3 * labelmap.array.size)]
-    message = {**json.loads(json.dumps(describe_prediction(labelmap))), "probabilities": said}
     with pytest.raises(OutputRefused):
-        restore_prediction(message, about, {"image": volume}, *files)
+        carried(labelled(volume), three(), volume, probabilities=said)
 
 
 def test_tilted_slices_get_them_back_blended(shared_data: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,10 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from node.errors import OutputRefused
-from node.infer.wire import check_labels
+from node.infer.results import check_labels
 
-# Labels with gaps, so that the largest one alone says nothing.
-MANIFEST: Any = SimpleNamespace(segments={2: None, 5: None, 300: None})
+LABELS = (2, 5, 300)  # with gaps, so that the largest one alone says nothing
 
 
 @given(arrays(np.uint16, (2, 3, 4), elements=st.sampled_from([0, 1, 2, 5, 299, 300, 65535])))
@@ -23,10 +19,10 @@ def test_labels_that_the_manifest_does_not_declare_are_all_found(array: np.ndarr
     unknown = sorted(set(np.unique(array).tolist()) - {0, 2, 5, 300})
     if unknown:
         with pytest.raises(OutputRefused) as caught:
-            check_labels(array, MANIFEST)
+            check_labels(array, LABELS)
         assert str(caught.value) == f"the model returned labels {unknown} that dicom.yaml does not declare"
     elif array.min() > 0:
         with pytest.raises(OutputRefused, match="every voxel"):
-            check_labels(array, MANIFEST)
+            check_labels(array, LABELS)
     else:
-        check_labels(array, MANIFEST)
+        check_labels(array, LABELS)
