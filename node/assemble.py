@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.archive import schema
@@ -26,6 +26,7 @@ from node.archive.records import Study, StudyState
 from node.archive.store import Archive
 from node.config import Config, Route
 from node.errors import RadnodeError
+from node.headers_ahead import HeadersAhead
 from node.infer.shelf import PackageShelf
 from node.queue.leases import fail_overdue, recover_lost_jobs
 from node.route import LookUp, route_study, start_early
@@ -37,6 +38,7 @@ _log = logging.getLogger(__name__)
 POLL_S = 0.25
 RETENTION_EVERY_S = 60.0
 RECOVER_EVERY_S = 2.0
+_AHEAD = 16  # studies whose headers are read before they are complete
 
 
 def schedule_until(stop: threading.Event, archive: Archive, config: Config) -> None:
@@ -45,6 +47,7 @@ def schedule_until(stop: threading.Event, archive: Archive, config: Config) -> N
     """
     shelf = PackageShelf(config.models.paths, config.models.trusted)
     counts = SenderCounts(archive, config)
+    headers = HeadersAhead(archive)
     listening_since = time.time()
     early = EarlyStarts(config.routes, config.complete.quiet_s, listening_since)
     next_recovery = next_retention = 0.0
@@ -53,9 +56,9 @@ def schedule_until(stop: threading.Event, archive: Archive, config: Config) -> N
         try:
             for study in complete_studies(archive, config.complete.quiet_s, listening_since):
                 if not counts.holds_back(study):
-                    _route(archive, study, config, shelf)
+                    _route(archive, study, config, shelf, headers)
             for study in counts.all_here():
-                _route(archive, study, config, shelf)
+                _route(archive, study, config, shelf, headers)
             for study, new in early.start(archive, shelf.look_up):
                 _log.info("study %s: %d jobs before it is complete", study.study_uid, new)
             if now >= next_recovery:
@@ -71,7 +74,7 @@ def schedule_until(stop: threading.Event, archive: Archive, config: Config) -> N
         except SQLAlchemyError as error:  # the database may be away for a moment; everything is found again
             _log.error("schedule: database: %s", type(error).__name__)
             stop.wait(2.0)
-        stop.wait(_until_next(archive, config.complete.quiet_s))
+        stop.wait(_prepare_next(archive, headers, config.complete.quiet_s))
     counts.close()
 
 
@@ -94,21 +97,27 @@ def complete_studies(archive: Archive, quiet_s: float, listening_since: float = 
         return [Study.from_row(row) for row in connection.execute(query)]
 
 
-def next_completion(archive: Archive) -> float | None:
-    """When the study that waits for longest was last received; None when none is being received."""
+def longest_silent(archive: Archive, most: int) -> list[Study]:
+    """The studies that are complete next if nothing more of them comes, `most` of them at most."""
     columns = schema.studies.c
-    oldest = select(func.min(columns.last_received_at)).where(columns.state == StudyState.RECEIVING)
+    query = (
+        select(schema.studies)
+        .where(columns.state == StudyState.RECEIVING)
+        .order_by(columns.last_received_at)
+        .limit(most)
+    )
     with archive.database.read() as connection:
-        return connection.scalar(oldest)
+        return [Study.from_row(row) for row in connection.execute(query)]
 
 
-def _until_next(archive: Archive, quiet_s: float) -> float:
-    """Seconds until the next study is complete if nothing more of it comes, `POLL_S` at most."""
+def _prepare_next(archive: Archive, headers: HeadersAhead, quiet_s: float) -> float:
+    """Read ahead for a moment; the seconds until the next study may be complete, `POLL_S` at most."""
     try:
-        last_received_at = next_completion(archive)
+        receiving = longest_silent(archive, _AHEAD)
+        headers.read(receiving, POLL_S)
     except SQLAlchemyError:  # the next round says so
         return POLL_S
-    due_s = 0.0 if last_received_at is None else last_received_at + quiet_s - time.time()
+    due_s = receiving[0].last_received_at + quiet_s - time.time() if receiving else 0.0
     return min(POLL_S, due_s + 0.001) if due_s > 0 else POLL_S  # one that is overdue waits for something else
 
 
@@ -186,9 +195,9 @@ def _receiving(archive: Archive) -> Mapping[int, tuple[Study, list[Row[*tuple[An
     return found
 
 
-def _route(archive: Archive, study: Study, config: Config, shelf: PackageShelf) -> None:
+def _route(archive: Archive, study: Study, config: Config, shelf: PackageShelf, headers: HeadersAhead) -> None:
     try:
-        decision = route_study(archive, study, config.routes, shelf.look_up)
+        decision = route_study(archive, study, config.routes, shelf.look_up, read_already=headers.take(study))
     except SQLAlchemyError:
         raise
     except RadnodeError as error:

@@ -118,12 +118,15 @@ def representative_header(headers: Iterable[Dataset]) -> Dataset:
     return ordered[len(ordered) // 2]
 
 
-def read_headers(archive: Archive, study: Study) -> dict[str, dict[Path, Dataset]]:
-    """The headers of a study's instances, by series; read in parallel."""
+def read_headers(
+    archive: Archive, study: Study, known: Mapping[Path, Dataset] | None = None
+) -> dict[str, dict[Path, Dataset]]:
+    """The headers of a study's instances, by series; read in parallel but for those that are `known`."""
+    known = known or {}
     paths = [archive.storage / instance.path for instance in archive.instances(study.id)]
     by_series: dict[str, dict[Path, Dataset]] = {}
     with ThreadPoolExecutor(4) as pool:
-        for path, header in zip(paths, pool.map(read_header, paths), strict=True):
+        for path, header in zip(paths, pool.map(lambda one: known.get(one) or read_header(one), paths), strict=True):
             by_series.setdefault(str(header.SeriesInstanceUID), {})[path] = header
     return dict(sorted(by_series.items()))
 
@@ -135,14 +138,15 @@ def route_study(
     look_up: LookUp,
     *,
     rerun_as: str = "",
+    read_already: Mapping[Path, Dataset] | None = None,
 ) -> Decision | None:
     """Decide over a study and record it; None when an instance arrived meanwhile (then it is not complete after all),
     or another scheduler was faster.
 
     With `rerun_as` (the actor's name) jobs that exist already are queued again, but for those whose results were
-    withdrawn: the PACS would hide the same objects again.
+    withdrawn: the PACS would hide the same objects again. `read_already` are headers of its instances.
     """
-    decision = decide(read_headers(archive, study), routes, look_up)
+    decision = decide(read_headers(archive, study, read_already), routes, look_up)
     now = time.time()
     columns, jobs = schema.studies.c, schema.jobs.c
     with archive.database.write() as connection:

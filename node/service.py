@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from node import memory
 from node.config import Config
 
 _log = logging.getLogger(__name__)
@@ -206,6 +207,8 @@ def _stop_with_parent(stop: threading.Event) -> None:
 
 
 def _say_ready() -> None:
+    """All that this process needs is imported, and its port is open."""
+    memory.settle()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
 

@@ -21,6 +21,7 @@ from node.commands.run import find_model, key_of, plan_study, read_studies
 from node.dicom.assembly import shape_of
 from node.errors import InputRefused
 from node.infer.package import Package
+from node.memory import keep_freed
 
 if TYPE_CHECKING:
     from node.analyse import Analysis
@@ -31,6 +32,7 @@ _INSIDE = ("preprocess", "network", "postprocess")  # parts of `infer`, as the m
 _NOTES = (
     "resident is the most memory of this process and its children while the stage ran, read every 20 ms: a shorter "
     "peak is missed, and pages that two processes share count twice",
+    "what a run frees is kept for the next one, as in a worker: a stage's resident memory holds that of those before",
     "the parts of infer follow one another in the order shown; infer holds what is between them too",
 )
 
@@ -65,6 +67,7 @@ def measure_model(package: Package, study: Path, device: str, *, repeat: int) ->
     from node.infer.model import load_model
 
     device = choose_device(device)
+    keep_freed()
     with ResidentMemory() as memory:
         began = time.monotonic()
         model = load_model(package, device)

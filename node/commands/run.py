@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydicom.dataset import Dataset
 
+from node import memory
 from node.commands.output import print_json, print_table
 from node.commands.packages import model_paths
 from node.dicom.assembly import InputPlan, assemble_volumes
@@ -40,6 +41,7 @@ def run(options: Namespace) -> int:
         progress.begin("load the model")
         from node.analyse import analyse
 
+        memory.keep_freed()
         outcomes = []
         wanted = Wanted(options.results, (options.seg,))
         with closing(_open_model(package, options)) as model:

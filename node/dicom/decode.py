@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
-from pydicom.dataset import Dataset, FileDataset
+from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
@@ -93,15 +93,24 @@ class OpenInstance:
 
 
 @contextmanager
-def open_instance(path: Path, sop_instance_uid: str) -> Iterator[OpenInstance]:
-    """The instance in `path`; raises `InputRefused` where it has no pixel data or none that can be decoded here."""
+def open_instance(path: Path, sop_instance_uid: str, known: Dataset | None = None) -> Iterator[OpenInstance]:
+    """The instance in `path`; raises `InputRefused` where it has no pixel data or none that can be decoded here.
+
+    `known` is its header where `node.dicom.header.read_header` has read it: one that says where its pixels are is not
+    read again.
+    """
     try:
         file = path.open("rb")
     except OSError as error:
         raise _refusal(sop_instance_uid, "", error) from error
     with file:
         with _refusing(sop_instance_uid, ""):
-            header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(PIXELS))
+            there, offset = getattr(known, "pixel_place", None) or (None, 0)
+            if known is not None and there == path:
+                header = known
+                file.seek(offset)
+            else:
+                header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(PIXELS))
             syntax = str(header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian))
             is_shifted = _is_shifted(header, syntax)
         if is_shifted:
@@ -176,7 +185,7 @@ class _PlainFrames:
         raise TypeError(f"frame {frame} has no colours")
 
 
-def _plain_frames(header: FileDataset, file: BinaryIO, syntax: str) -> _PlainFrames | None:
+def _plain_frames(header: Dataset, file: BinaryIO, syntax: str) -> _PlainFrames | None:
     """The frames when the file holds them plainly; `file` stands where the header ended."""
     if syntax not in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
         return None

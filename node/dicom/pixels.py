@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def read_volume(plan: VolumePlan) -> Volume:
         if smallest is not None:
             padded[index] = smallest
 
-    _in_parallel(plan.paths, plan.slices, read_slice)
+    _in_parallel(plan, read_slice)
     _check_scale(rescales, plan)
     _fill(array, padded, unit)
     return Volume(
@@ -114,7 +115,7 @@ def read_image(plan: ImagePlan) -> Image:
         if smallest is not None:
             padded[index] = smallest
 
-    _in_parallel(plan.paths, plan.frames, read_frame)
+    _in_parallel(plan, read_frame)
     _check_scale(rescales, plan)
     if not plan.colour:
         _fill(grey, padded, "")
@@ -207,14 +208,20 @@ def image_spacing_mm(header: Dataset) -> tuple[float, float] | None:
     return spacing_mm if np.isfinite(spacing_mm).all() and min(spacing_mm) > 0 else None
 
 
-def _in_parallel(paths: Sequence[Path], slices: Sequence[SliceRef], read: Callable[[OpenInstance, int], None]) -> None:
+def _in_parallel(plan: InputPlan, read: Callable[[OpenInstance, int], None]) -> None:
     """Call `read` with every slice's open instance and index; each file is opened once.
 
     Files are read side by side, or the frames of the only file are. What goes wrong with one is an `InputRefused`.
     """
+    paths, slices = plan.paths, plan.slices
+    known = {str(header.SOPInstanceUID): header for header in plan.headers}
     indices: dict[Path, list[int]] = {}
     for index, path in enumerate(paths):
         indices.setdefault(path, []).append(index)
+
+    def open_one(path: Path) -> AbstractContextManager[OpenInstance]:
+        uid = slices[indices[path][0]].sop_instance_uid
+        return open_instance(path, uid, known.get(uid))
 
     def read_one(instance: OpenInstance, index: int) -> None:
         try:
@@ -228,7 +235,7 @@ def _in_parallel(paths: Sequence[Path], slices: Sequence[SliceRef], read: Callab
             ) from error
 
     def read_file(path: Path) -> None:
-        with open_instance(path, slices[indices[path][0]].sop_instance_uid) as instance:
+        with open_one(path) as instance:
             for index in indices[path]:
                 read_one(instance, index)
 
@@ -236,7 +243,7 @@ def _in_parallel(paths: Sequence[Path], slices: Sequence[SliceRef], read: Callab
         if len(indices) > 1:
             list(pool.map(read_file, indices))
         else:
-            with open_instance(paths[0], slices[0].sop_instance_uid) as instance:
+            with open_one(paths[0]) as instance:
                 list(pool.map(lambda index: read_one(instance, index), range(len(slices))))
 
 

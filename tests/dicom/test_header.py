@@ -109,3 +109,28 @@ def test_values_beyond_their_length_are_no_reason_to_warn(tmp_path: Path) -> Non
         warnings.simplefilter("error")
         for element in read_header(path):
             _ = element.value
+
+
+def test_voxels_are_the_same_with_and_without_the_place_of_the_pixels(tmp_path: Path) -> None:
+    array = np.random.default_rng(1).integers(-1000, 1000, (3, 8, 9), np.int16)
+    paths = write_series(tmp_path, array)
+    headers = {path: read_header(path) for path in paths}
+    plan = select_input(assemble_volumes(headers), Input()).plan
+    for path, header in headers.items():
+        assert header.pixel_place[0] == path
+    found = read_input(plan).array
+    for header in headers.values():
+        header.pixel_place = None
+    assert np.array_equal(read_input(plan).array, found)
+
+
+def test_a_header_that_lacks_what_cannot_be_read_does_not_stand_for_its_file(tmp_path: Path) -> None:
+    """Its rescale would be missing without a word: the file is read again, and refused."""
+    paths = write_series(tmp_path, np.zeros((3, 8, 8), np.int16), RescaleSlope="1.00")
+    for path in paths:
+        path.write_bytes(path.read_bytes().replace(b"DS\x04\x001.00", b"FD\x04\x001.00"))
+    headers = {path: read_header(path) for path in paths}
+    assert all(header.pixel_place is None and "RescaleSlope" not in header for header in headers.values())
+    plan = select_input(assemble_volumes(headers), Input()).plan
+    with pytest.raises(InputRefused, match="RescaleSlope"):
+        read_input(plan)
