@@ -1,4 +1,4 @@
-"""The process of one model: `python -m node.infer.host SETUP`, started by `node.infer.hosted` and by nobody else.
+"""The process of one model: `python -m node.infer.host SETUP`, or a fork of `node.infer.fork_server`.
 
 It is two processes. The first one, the warden, leaves the machine's namespaces, starts the second and watches: when
 either the worker or the model's process ends, it kills whatever the model started and deletes the scratch folder. The
@@ -34,8 +34,12 @@ _CUDA_CONTEXT_BYTES = 500_000_000  # that a process holds on the GPU beside torc
 
 
 def main() -> int:
-    """Become the warden of a model's process."""
-    setup: dict[str, Any] = json.loads(sys.argv[1])
+    """A process of its own, started by nobody but `node.infer.processes`."""
+    return become_warden(json.loads(sys.argv[1]))
+
+
+def become_warden(setup: Mapping[str, Any]) -> int:
+    """Be the warden of a model's process, which this starts, until that has ended; the exit code."""
     namespaces = sandbox.leave_namespaces()
     kernel.adopt_orphans()
     # SIGTERM and a terminal's Ctrl-C are the worker's affair, which then closes the lifeline.

@@ -14,8 +14,6 @@ import select
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -29,8 +27,9 @@ from node.dicom.volume import Image, Volume
 from node.errors import InputRefused, ModelError, OutputRefused
 from node.infer.failures import name_signal
 from node.infer.package import Package
+from node.infer.processes import ForkServer, FreshProcess, Start
 from node.infer.results import Prediction
-from node.infer.sandbox import Protection, clean_environment
+from node.infer.sandbox import Protection
 from node.infer.wire import (
     Channel,
     bytes_of,
@@ -54,11 +53,15 @@ _TAIL = 4096  # bytes of what a model printed that are kept
 class HostedModel:
     """One package's model, run by one thread at a time in a process that has no rights and no network."""
 
-    def __init__(self, package: Package, device: str, *, memory_bytes: int | None = None):
+    def __init__(
+        self, package: Package, device: str, *, memory_bytes: int | None = None, forks: ForkServer | None = None
+    ):
         """Start to load it and return at once; what goes wrong is told by `load` or `predict`.
 
-        `memory_bytes` is the most that its process may take of the machine's memory.
+        `memory_bytes` is the most that its process may take of the machine's memory. It is one of the `forks`, or a
+        fresh one.
         """
+        self._forks = forks
         self._package = package
         self._device = device
         self._memory_bytes = memory_bytes
@@ -164,7 +167,7 @@ class HostedModel:
         return self._host.pid if self._host is not None else None
 
     def _start(self) -> _Host:
-        self._host = _Host(self._package, self._device, self._memory_bytes)
+        self._host = _Host(self._package, self._device, self._memory_bytes, self._forks)
         return self._host
 
     def _drop(self) -> None:
@@ -188,7 +191,7 @@ def probe_protections(device: str) -> tuple[Protection, ...]:
 class _Host:
     """One process, from its start to its end."""
 
-    def __init__(self, package: Package | None, device: str, memory_bytes: int | None):
+    def __init__(self, package: Package | None, device: str, memory_bytes: int | None, forks: ForkServer | None = None):
         self.name = package.name if package else "none"
         self.started_at = time.monotonic()
         self.pid: int | None = None
@@ -216,20 +219,10 @@ class _Host:
             "device": device,
             "scratch": self._scratch,
             "memory_bytes": memory_bytes,
-            "channel": theirs.fileno(),
-            "lifeline": lifeline.fileno(),
         }
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "node.infer.host", json.dumps(setup)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=clean_environment(self._scratch),
-                pass_fds=(theirs.fileno(), lifeline.fileno()),
-                cwd="/",
-                start_new_session=True,
-            )
+            begin = FreshProcess if forks is None else forks.start
+            self._process = begin(Start(setup, self._scratch, theirs.fileno(), lifeline.fileno()))
         except BaseException:
             shutil.rmtree(self._scratch, ignore_errors=True)
             raise
@@ -339,12 +332,9 @@ class _Host:
         with contextlib.suppress(OSError):
             self._lifeline.shutdown(socket.SHUT_WR)
         self._channel.close()
-        try:
-            self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
+        if not self._process.wait(_END_S):
             _log.error("model %s: the warden of its process does not end and is killed", self.name)
             self._process.kill()
-            self._process.wait()
         if self._status is None and self.pid is not None:
             with contextlib.suppress(OSError):
                 self._listen()
@@ -414,8 +404,7 @@ class _Host:
 
     def _read_output(self) -> None:
         """Keep the end of what the process prints; it is never blocked by printing, and never fills a disk."""
-        assert self._process.stdout is not None
-        with self._process.stdout as output:
+        with open(self._process.output, "rb") as output:
             while data := os.read(output.fileno(), 1 << 16):
                 self._printed += data
                 del self._printed[:-_TAIL]

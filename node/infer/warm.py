@@ -10,6 +10,7 @@ from node.infer.hosted import HostedModel
 from node.infer.model import DicomModel, Model, Stoppable
 from node.infer.package import Package
 from node.infer.packagings import Adapter
+from node.infer.processes import ForkServer
 
 
 class StoppableModel(Model, Stoppable, Protocol):
@@ -58,6 +59,7 @@ class WarmModels:
         self._memory_bytes = memory_bytes
         self.warm_bytes = warm_bytes
         self._warm_gpu = warm_gpu
+        self._forks = ForkServer()
         self._models: dict[str, HostedModel] = {}  # by digest, the one that was used last at the end
 
     def ready(self, stop: threading.Event) -> bool:
@@ -80,7 +82,7 @@ class WarmModels:
             model.close()
             model = None
         if model is None:
-            model = HostedModel(package, self.device, memory_bytes=self._memory_bytes)
+            model = HostedModel(package, self.device, memory_bytes=self._memory_bytes, forks=self._forks)
         self._models[package.digest] = model
         return model
 
@@ -107,3 +109,4 @@ class WarmModels:
         """End all of them."""
         while self._models:
             self._models.popitem()[1].close()
+        self._forks.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,12 +27,13 @@ from node.dicom.volume import Grid, SliceRef, Volume
 from node.errors import ModelError, OutputRefused
 from node.infer.hosted import LOAD_S, HostedModel, probe_protections
 from node.infer.package import Package, load_package
+from node.infer.processes import ForkServer
 from node.infer.warm import WarmModels
 from tests.infer.test_bundle import configuration
 from tests.running_node import wait_until
 
 NETWORK = """
-import ctypes, errno, json, os, signal, socket, struct, subprocess, sys, time
+import ctypes, errno, json, os, signal, socket, stat, struct, subprocess, sys, time
 from pathlib import Path
 
 import torch
@@ -97,6 +99,16 @@ def hog():
         held.append(bytearray(50_000_000))
 
 
+def ways_out():
+    kinds = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            kinds.append(os.fstat(int(name)).st_mode)
+        except OSError:  # the listing's own
+            pass
+    return sum(stat.S_ISSOCK(kind) for kind in kinds)
+
+
 def hang():
     while True:
         time.sleep(1)
@@ -138,6 +150,7 @@ ACTIONS = {
     22: lambda: lie(480, bytes="480"),
     23: lambda: lie(600, bytes=600),
     24: lambda: lie(480, dtype="float64"),
+    25: lambda: SUCCEEDED if ways_out() != 1 else REFUSED,  # the channel is one
 }
 
 
@@ -197,6 +210,7 @@ class Arena:
 
     def package(self, name: str = "attack", timeout_s: float = 60) -> Package:
         folder = self.folder / "models" / name
+        shutil.rmtree(folder, ignore_errors=True)
         (folder / "configs").mkdir(parents=True)
         (folder / "scripts").mkdir()
         config = configuration() | {"network_def": {"_target_": "scripts.net.Attack"}}
@@ -231,9 +245,20 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
     made.listener.close()
 
 
+@pytest.fixture(scope="module", params=["fresh", "forked"])
+def forks(request: pytest.FixtureRequest) -> Iterator[ForkServer | None]:
+    """Each test runs with a process of its own interpreter, and with a fork of one that has its libraries."""
+    if request.param == "fresh":
+        yield None
+        return
+    server = ForkServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture(scope="module")
-def model(arena: Arena) -> Iterator[HostedModel]:
-    hosted = HostedModel(arena.package(), "cpu", memory_bytes=6_000_000_000)
+def model(arena: Arena, forks: ForkServer | None) -> Iterator[HostedModel]:
+    hosted = HostedModel(arena.package(), "cpu", memory_bytes=6_000_000_000, forks=forks)
     hosted.load()
     yield hosted
     hosted.close()
@@ -259,12 +284,12 @@ def test_a_model_runs_with_every_protection_and_its_label_map_lies_where_it_belo
     assert prediction.grid.frame_of_reference_uid == "1.2.3"
 
 
-def test_it_can_write_to_its_scratch_folder_which_is_deleted(arena: Arena) -> None:
+def test_it_can_write_to_its_scratch_folder_which_is_deleted(arena: Arena, forks: ForkServer | None) -> None:
     def left() -> set[Path]:
         return set(Path(tempfile.gettempdir()).glob("radnode-model-*"))
 
     before = left()
-    hosted = HostedModel(arena.package("scratch"), "cpu")
+    hosted = HostedModel(arena.package("scratch"), "cpu", forks=forks)
     assert label_of(hosted, 6) == 2
     assert [path for path in left() - before for path in path.rglob("own")]
     hosted.close()
@@ -279,6 +304,7 @@ def test_it_can_write_to_its_scratch_folder_which_is_deleted(arena: Arena) -> No
         pytest.param(3, id="writes into the storage"),
         pytest.param(4, id="changes its own package"),
         pytest.param(5, id="kills the worker"),
+        pytest.param(25, id="speaks to anybody but the worker"),
     ],
 )
 def test_what_it_may_not_do_is_refused(arena: Arena, model: HostedModel, action: int) -> None:
@@ -320,16 +346,16 @@ def test_its_last_words_are_told_without_control_characters(model: HostedModel) 
         model.predict({"image": volume(17)})
 
 
-def test_memory_ends_the_run_and_not_the_worker(arena: Arena) -> None:
-    hosted = HostedModel(arena.package("hog"), "cpu", memory_bytes=2_000_000_000)
+def test_memory_ends_the_run_and_not_the_worker(arena: Arena, forks: ForkServer | None) -> None:
+    hosted = HostedModel(arena.package("hog"), "cpu", memory_bytes=2_000_000_000, forks=forks)
     with pytest.raises(ModelError, match=r"out of memory|more than workers\.memory"):
         hosted.predict({"image": volume(9)})
     assert label_of(hosted, 0) == REFUSED
     hosted.close()
 
 
-def test_a_hanging_model_is_killed_with_all_that_it_started(arena: Arena) -> None:
-    hosted = HostedModel(arena.package("hang", timeout_s=3), "cpu")
+def test_a_hanging_model_is_killed_with_all_that_it_started(arena: Arena, forks: ForkServer | None) -> None:
+    hosted = HostedModel(arena.package("hang", timeout_s=3), "cpu", forks=forks)
     hosted.load()
     assert label_of(hosted, 11) == REFUSED  # a daemon runs on
     children = descendants(os.getpid())
@@ -343,9 +369,9 @@ def test_a_hanging_model_is_killed_with_all_that_it_started(arena: Arena) -> Non
     assert not [pid for pid in own if alive(pid)]
 
 
-def test_a_daemon_dies_with_its_model(arena: Arena) -> None:
+def test_a_daemon_dies_with_its_model(arena: Arena, forks: ForkServer | None) -> None:
     before = descendants(os.getpid())
-    hosted = HostedModel(arena.package("daemon"), "cpu")
+    hosted = HostedModel(arena.package("daemon"), "cpu", forks=forks)
     assert label_of(hosted, 11) == REFUSED
     started = descendants(os.getpid()) - before
     assert len(started) >= 3
@@ -353,12 +379,13 @@ def test_a_daemon_dies_with_its_model(arena: Arena) -> None:
     wait_until(lambda: not [pid for pid in started if alive(pid)], 10, "nothing of the model is left")
 
 
-def test_all_of_it_dies_with_a_killed_worker(arena: Arena, tmp_path: Path) -> None:
+@pytest.mark.parametrize("forks", ["None", "ForkServer()"])
+def test_all_of_it_dies_with_a_killed_worker(arena: Arena, forks: str) -> None:
     package = arena.package("orphan")
     script = (
         "import sys, time; from pathlib import Path; from node.infer.package import load_package\n"
-        "from node.infer.hosted import HostedModel\n"
-        "model = HostedModel(load_package(Path(sys.argv[1])), 'cpu'); model.load()\n"
+        "from node.infer.hosted import HostedModel; from node.infer.processes import ForkServer\n"
+        f"forks = {forks}; model = HostedModel(load_package(Path(sys.argv[1])), 'cpu', forks=forks); model.load()\n"
         "print('ready', flush=True); time.sleep(600)\n"
     )
     (package.folder / "scripts" / "net.py").write_text(NETWORK + "\n\ndaemon()\n")  # started while it loads
@@ -424,8 +451,8 @@ def test_another_thread_stops_a_run(model: HostedModel) -> None:
     assert label_of(model, 0) == REFUSED
 
 
-def test_a_label_map_that_never_comes_ends_with_the_time_of_a_run(arena: Arena) -> None:
-    hosted = HostedModel(arena.package("endless", timeout_s=2), "cpu")
+def test_a_label_map_that_never_comes_ends_with_the_time_of_a_run(arena: Arena, forks: ForkServer | None) -> None:
+    hosted = HostedModel(arena.package("endless", timeout_s=2), "cpu", forks=forks)
     with pytest.raises(ModelError, match="ran longer than 2 s"):
         hosted.predict({"image": volume(19)})
     assert hosted.pid is None
@@ -438,8 +465,8 @@ def test_what_follows_a_refused_answer_is_never_taken_for_the_next(model: Hosted
     assert label_of(model, 0) == REFUSED
 
 
-def test_an_input_that_memory_cannot_hold_says_so(arena: Arena) -> None:
-    hosted = HostedModel(arena.package("small"), "cpu", memory_bytes=2_000_000_000)
+def test_an_input_that_memory_cannot_hold_says_so(arena: Arena, forks: ForkServer | None) -> None:
+    hosted = HostedModel(arena.package("small"), "cpu", memory_bytes=2_000_000_000, forks=forks)
     large = replace(volume(0), array=np.broadcast_to(np.float32(0), (600, 1024, 1024)))
     with pytest.raises(ModelError, match=r"out of memory|took .* GB of memory"):
         hosted.predict({"image": large})
@@ -447,18 +474,18 @@ def test_an_input_that_memory_cannot_hold_says_so(arena: Arena) -> None:
     hosted.close()
 
 
-def test_a_package_that_cannot_be_loaded_says_why(arena: Arena) -> None:
+def test_a_package_that_cannot_be_loaded_says_why(arena: Arena, forks: ForkServer | None) -> None:
     package = arena.package("broken")
     (package.folder / "scripts" / "net.py").write_text("import nothing_of_this_name\n")
-    hosted = HostedModel(package, "cpu")
+    hosted = HostedModel(package, "cpu", forks=forks)
     with pytest.raises(ModelError, match=r"model broken could not be loaded: .*nothing_of_this_name"):
         hosted.load()
     hosted.close()
 
 
-def test_a_model_that_was_ready_before_anyone_asked(arena: Arena) -> None:
+def test_a_model_that_was_ready_before_anyone_asked(arena: Arena, forks: ForkServer | None) -> None:
     """Both messages of its start lie there by then, and are read at once."""
-    hosted = HostedModel(arena.package("early"), "cpu")
+    hosted = HostedModel(arena.package("early"), "cpu", forks=forks)
     host = hosted._host
     assert host is not None
     deadline = time.monotonic() + 60
@@ -470,9 +497,9 @@ def test_a_model_that_was_ready_before_anyone_asked(arena: Arena) -> None:
     hosted.close()
 
 
-def test_a_model_that_was_loaded_in_time_and_asked_for_late(arena: Arena) -> None:
+def test_a_model_that_was_loaded_in_time_and_asked_for_late(arena: Arena, forks: ForkServer | None) -> None:
     """A job whose input was refused leaves a model behind that nobody asks for until another job comes."""
-    hosted = HostedModel(arena.package("late"), "cpu")
+    hosted = HostedModel(arena.package("late"), "cpu", forks=forks)
     host = hosted._host
     assert host is not None
     wait_until(lambda: b'"loaded"' in host._channel._end.recv(1 << 16, socket.MSG_PEEK), 60, "loaded")
@@ -527,6 +554,49 @@ def test_warm_models_stay_within_their_memory(arena: Arena) -> None:
 def test_protections_can_be_told_without_a_model() -> None:
     said = [str(protection) for protection in probe_protections("cpu")]
     assert any(sentence.startswith("no network: yes (") for sentence in said), said
+
+
+def test_a_fork_server_that_is_gone_costs_no_run(arena: Arena) -> None:
+    server = ForkServer()
+    first = HostedModel(arena.package("first"), "cpu", forks=server)
+    assert label_of(first, 0) == REFUSED
+    assert server.pid is not None
+    os.kill(gone := server.pid, signal.SIGKILL)
+    wait_until(lambda: not alive(gone), 5, "the server is gone")
+    assert label_of(first, 0) == REFUSED  # goes on without it
+    for name in ("second", "third"):  # afresh, and forked from the server that follows
+        hosted = HostedModel(arena.package(name), "cpu", forks=server)
+        assert label_of(hosted, 0) == REFUSED
+        hosted.close()
+    assert server.pid not in (None, gone)
+    server.close()
+    assert label_of(first, 0) == REFUSED
+    first.close()
+
+
+def test_a_model_of_a_server_that_is_killed_while_it_imports_says_so(arena: Arena) -> None:
+    server = ForkServer()
+    hosted = HostedModel(arena.package("early"), "cpu", forks=server)
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    with pytest.raises(ModelError, match="was killed"):
+        hosted.predict({"image": volume(0)})
+    assert label_of(hosted, 0) == REFUSED
+    hosted.close()
+    server.close()
+
+
+def test_a_fork_server_imports_once_and_leaves_nothing(arena: Arena) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("radnode-forks-*"))
+    server = ForkServer()
+    HostedModel(arena.package("once"), "cpu", forks=server).load()
+    began = time.monotonic()
+    again = HostedModel(arena.package("again"), "cpu", forks=server)
+    again.load()
+    assert time.monotonic() - began < 2.5, "PyTorch and MONAI alone take 5 s"
+    again.close()
+    server.close()
+    wait_until(lambda: set(Path(tempfile.gettempdir()).glob("radnode-forks-*")) <= before, 5, "its folder is gone")
 
 
 def descendants(pid: int) -> set[int]:
