@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,6 +22,7 @@ from node.errors import DeliveryError
 CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 120.0  # a PACS may take its time over a large SEG
 PDU_LENGTH = 131072
+_LOOK_S = 0.05  # between two looks whether the other thread still lives
 LITTLE_ENDIAN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 
 _REJECTION = {1: "rejected permanently", 2: "rejected for now"}
@@ -85,6 +87,7 @@ class Connection:
             evt_handlers=[(EVT_PDU_RECV, note), *self._handlers],
         )
         if association.is_established:
+            association._reactor_checkpoint = Checkpoint(association)
             _send_at_once(association)
             self._association = association
             return association
@@ -114,3 +117,46 @@ def _send_at_once(association: Association) -> None:
     transport = association.dul.socket
     if transport is not None and transport.socket is not None:
         transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+class Checkpoint(threading.Event):
+    """Where pynetdicom's own thread of an association waits while we send something and await the answer.
+
+    pynetdicom 3.0 looks at a flag to know that the thread waits, and the flag still says so for a moment after the
+    thread was let go. What is sent in that moment, right after an answer, may have its answer taken by that thread: the
+    association then stands still until the peer's or our own timeout (1 or 2 minutes; seen with DCMTK's storescp in one
+    of ten bursts of 300 studies). Here `clear` returns when the thread really waits.
+    """
+
+    def __init__(self, reactor: threading.Thread):
+        """`reactor` is the association, open at first."""
+        super().__init__()
+        self._reactor = reactor
+        self._changed = threading.Condition()
+        self._is_open, self._waits = True, False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Called by the association's thread."""
+        with self._changed:
+            self._waits = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._is_open, timeout)
+            self._waits = False
+            return self._is_open
+
+    def clear(self) -> None:
+        """Close it, and return when the association's thread waits here or has ended."""
+        with self._changed:
+            self._is_open = False
+            while not self._waits and self._reactor.is_alive() and self._reactor is not threading.current_thread():
+                self._changed.wait(_LOOK_S)
+
+    def set(self) -> None:
+        """Open it."""
+        with self._changed:
+            self._is_open = True
+            self._changed.notify_all()
+
+    def is_set(self) -> bool:
+        """Whether it is open."""
+        return self._is_open

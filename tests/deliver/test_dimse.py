@@ -6,10 +6,13 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +32,7 @@ from pynetdicom import AE
 from pynetdicom.acse import ACSE
 from pynetdicom.events import EVT_C_STORE
 
+from node.association import LITTLE_ENDIAN, Checkpoint, Connection
 from node.deliver.dimse import Address, StoreSession, echo, judge_status
 from node.demo.pacs import Orthanc, free_port
 from node.dicom.encode import compress
@@ -328,3 +332,76 @@ def test_failures_are_told_apart(code: int, permanent: bool) -> None:
 @pytest.mark.parametrize("code", [0xB000, 0xB006, 0xB007, 0x0111])
 def test_warnings_mean_stored(code: int) -> None:
     assert f"0x{code:04X}" in judge_status(code, "", Address("PACS", "h", 1, "R"))
+
+
+class Slow(threading.Event):
+    """pynetdicom's own event, whose waiter comes late to its next step, as under load."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        try:
+            return super().wait(timeout)
+        finally:
+            time.sleep(0.05)
+
+
+class SlowCheckpoint(Checkpoint):
+    def wait(self, timeout: float | None = None) -> bool:
+        try:
+            return super().wait(timeout)
+        finally:
+            time.sleep(0.05)
+
+
+def echoes_in_a_row(
+    address: Address, event: threading.Event | None, monkeypatch: pytest.MonkeyPatch
+) -> list[int | None]:
+    """What six echoes are answered, one right after the other."""
+    connection = Connection(address, [("1.2.840.10008.1.1", LITTLE_ENDIAN)], answer_timeout_s=1.0)
+    with connection as association:
+        if event is not None:
+            event.set()
+            association._reactor_checkpoint = event
+        get_msg = association.dimse.get_msg
+
+        def come_late(block: bool = False) -> tuple[Any, Any]:
+            time.sleep(0.1 if block else 0)  # the answer is there before its asker looks
+            return get_msg(block)
+
+        monkeypatch.setattr(association.dimse, "get_msg", come_late)
+        return [association.send_c_echo().get("Status") for _ in range(6) if association.is_established]
+
+
+def test_an_answer_is_never_taken_by_the_other_thread(orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = address_of(orthanc)
+    assert echoes_in_a_row(address, None, monkeypatch) == [0] * 6
+    monkeypatch.setattr("node.association.Checkpoint", SlowCheckpoint)
+    assert echoes_in_a_row(address, None, monkeypatch) == [0] * 6
+
+
+def test_pynetdicom_still_needs_the_checkpoint(orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert None in echoes_in_a_row(address_of(orthanc), Slow(), monkeypatch), "node.association.Checkpoint may go"
+
+
+def test_a_checkpoint_closes_when_its_thread_waits() -> None:
+    passed: list[int] = []
+    over = threading.Event()
+
+    def react() -> None:
+        while not over.is_set():
+            checkpoint.wait()
+            time.sleep(0.02)
+            passed.append(1)
+
+    reactor = threading.Thread(target=react)
+    checkpoint = Checkpoint(reactor)
+    reactor.start()
+    for _ in range(20):
+        checkpoint.clear()
+        before = len(passed)
+        time.sleep(0.03)
+        assert len(passed) == before
+        checkpoint.set()
+    over.set()
+    reactor.join()
+    checkpoint.clear()  # nobody will come: it does not wait
+    assert not checkpoint.is_set()
