@@ -203,7 +203,7 @@ def _dataset(
         "SeriesDescription": "Phantom chest axial"
         if directions[0][0] == 1 and directions[1][1] == 1
         else "Phantom chest",
-        "PatientName": "PHANTOM^CHEST",
+        "PatientName": "DEMO^PATIENT",
         "PatientID": "RADNODE-PHANTOM",
         "PatientBirthDate": "19700101",
         "PatientSex": "O",

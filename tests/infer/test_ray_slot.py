@@ -215,20 +215,28 @@ def test_the_copies_stay_within_their_size_and_what_is_used_stays(tmp_path: Path
     assert cache.find("m1", packages[1].digest, Path("/nowhere/m1")) is None
 
 
+def hang_until(model: _RayModel, act: Callable[[], object]) -> None:
+    """A run that would never end, and what another thread does once it runs; raises what the run raises."""
+
+    def act_in_time() -> None:
+        wait_until(lambda: model.running, 60, "it runs")
+        act()
+
+    thread = threading.Thread(target=act_in_time)
+    thread.start()
+    try:
+        model.predict({"image": volume(HANGS)})
+    finally:
+        thread.join()
+        assert not model.running
+
+
 def test_another_thread_stops_a_run(slot: RaySlot, package: Package) -> None:
     model = slot.get(package)
     assert isinstance(model, _RayModel)
 
-    def stop() -> None:
-        wait_until(lambda: model.running, 60, "it runs")
-        model.stop("the job was cancelled")
-
-    thread = threading.Thread(target=stop)
-    thread.start()
     with pytest.raises(ModelError, match=r"^model marker: the job was cancelled$"):
-        model.predict({"image": volume(HANGS)})
-    thread.join()
-    assert not model.running
+        hang_until(model, lambda: model.stop("the job was cancelled"))
     slot.make_room()
     actor = pid_of(slot)
     assert run(slot, package).array.any(), "the next run has a fresh process"
@@ -270,16 +278,8 @@ def test_a_machine_that_is_lost_costs_one_run(
     model = slot.get(package)
     assert isinstance(model, _RayModel)
 
-    def lose() -> None:
-        wait_until(lambda: model.running, 60, "it runs")
-        cluster.lose(cluster.machine_at(first))
-
-    thread = threading.Thread(target=lose)
-    thread.start()
     with pytest.raises(ModelError, match=r"model marker: the machine .*\(127.0.0.\d+\) that ran it was lost \(Actor"):
-        model.predict({"image": volume(HANGS)})
-    thread.join()
-    assert not model.running
+        hang_until(model, lambda: cluster.lose(cluster.machine_at(first)))
     slot.make_room()
     wait_for_end(str(package.folder))
     assert run(slot, package).array.any()
