@@ -445,10 +445,13 @@ def show_number(value: float, unit: str) -> str:
 
     It is rounded as in the report first, so that both agree to the digit shown. Hounsfield units, millimetres and
     percent have one digit after the point; of other numbers there are three digits that count, or as many as stand
-    before the point and one more. Whole numbers without a unit, such as a slice's, stay whole.
+    before the point and one more. Whole numbers without a unit, such as a slice's, stay whole. What is a billion or
+    more is in powers of ten: no measurement of a body, and no line that fits a page.
     """
     value = round_number(value)
     size = abs(value)
+    if size >= 1e9:
+        return f"{value:.4g}"
     if unit in ("HU", "mm", "%", "px"):
         digits = 1
     elif not unit and value == int(value):

@@ -74,6 +74,8 @@ def test_a_measurement_with_a_number_and_one_without_a_word() -> None:
         (0.5, "", "0.500"),
         (72.04, "%", "72.0"),
         (12.74996, "mL", "12.8"),  # 12.75 in the report, of which this is the rounding
+        (1e30, "HU", "1e+30"),
+        (-2.5e9, "", "-2.5e+09"),
     ],
 )
 def test_numbers_have_the_digits_that_count(value: float, unit: str, shown: str) -> None:
