@@ -6,20 +6,39 @@ once. The user's description of every field is `docs/configuration.md`.
 
 from __future__ import annotations
 
-import math
 import os
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
+from node.config_values import (
+    AbsolutePath,
+    AETitle,
+    Banner,
+    ClusterAddress,
+    DatabaseURL,
+    Description,
+    Device,
+    Digest,
+    Duration,
+    FreeDisk,
+    FreeSpace,
+    Host,
+    Listen,
+    Name,
+    Network,
+    Port,
+    ResolvedPath,
+    SeriesNumber,
+    Share,
+    Size,
+    StorageClass,
+    WebAddress,
+    parse_duration_s,
+)
 from node.dicom.conditions import When
-from node.dicom.identity import is_uid
 from node.errors import ConfigError, Problem
 from node.priority import Priority
 from node.report.house import BANNER, DESCRIPTION, House, Language
@@ -56,221 +75,6 @@ def load_config(path: Path) -> Config:
     """The configuration in this file; raises `ConfigError` with every mistake, each with line and field."""
     file = path.absolute()
     return load_yaml(path, Config, ConfigError, check=_check_references, context={"file": file})
-
-
-# -- Units and names ---------------------------------------------------------------------------------------------------
-
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([smhd])", re.ASCII)
-_SECONDS_PER = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_PERCENT = re.compile(r"(\d{1,3}(?:\.\d{1,9})?)\s*%", re.ASCII)
-_SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([kMGT]i?B)", re.ASCII)
-_BYTES_PER = {f"{prefix}{i}B": base**n for n, prefix in enumerate("kMGT", 1) for i, base in (("", 1000), ("i", 1024))}
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
-_DEVICE = re.compile(r"auto|cpu|cuda(?::\d{1,3})?", re.ASCII)
-_DIGEST = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})", re.ASCII)
-
-
-@dataclass(frozen=True)
-class FreeSpace:
-    """How much of a disk stays free: a share of it, or a size."""
-
-    percent: float | None = None
-    size_bytes: int | None = None
-
-    def wanted_bytes(self, disk_bytes: int) -> int:
-        """What must stay free on a disk of this size."""
-        if self.size_bytes is not None:
-            return self.size_bytes
-        return math.ceil(disk_bytes * (self.percent or 0) / 100)
-
-
-def _shown(value: object) -> str:
-    return "nothing" if value is None else repr(value)
-
-
-def _parse_duration_s(value: object) -> float:
-    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
-    if not match or float(match[1]) == 0:
-        raise ValueError(
-            f"found {_shown(value)}; expected a duration above zero with its unit, such as 30s, 10m, 2h or 7d"
-        )
-    return float(match[1]) * _SECONDS_PER[match[2]]
-
-
-def _parse_free_space(value: object) -> FreeSpace:
-    if isinstance(value, FreeSpace):
-        return value
-    text = value.strip() if isinstance(value, str) else ""
-    if (match := _PERCENT.fullmatch(text)) and float(match[1]) < 100:
-        return FreeSpace(percent=float(match[1]))
-    if match := _SIZE.fullmatch(text):
-        return FreeSpace(size_bytes=int(float(match[1]) * _BYTES_PER[match[2]]))
-    raise ValueError(
-        f"found {_shown(value)}; expected a share of the disk below 100%, such as 10%, or a size, such as 20GB"
-    )
-
-
-def _parse_size_bytes(value: object) -> int:
-    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())) and float(match[1]) > 0:
-        return int(float(match[1]) * _BYTES_PER[match[2]])
-    raise ValueError(f"found {_shown(value)}; expected a size above zero with its unit, such as 500MB or 16GB")
-
-
-def _parse_listen(value: object) -> tuple[str, int]:
-    host, _, port = value.strip().rpartition(":") if isinstance(value, str) else ("", "", "")
-    if port.isascii() and port.isdigit() and 1 <= int(port) <= 65535 and host:
-        return _check_host(host.removeprefix("[").removesuffix("]")), int(port)
-    raise ValueError(f"found {_shown(value)}; expected an address and a port, such as 127.0.0.1:8080")
-
-
-def _check_ae_title(value: str) -> str:
-    """PS3.5 6.2, VR AE: 1 to 16 characters of the default repertoire; leading and trailing spaces do not count."""
-    title = value.strip(" ")
-    if not 1 <= len(title) <= 16 or "\\" in title or not all(" " <= character <= "~" for character in title):
-        raise ValueError(
-            f"found {value!r}; expected an AE title: 1 to 16 ASCII characters, no backslash, not only spaces"
-        )
-    return title
-
-
-def _check_host(value: str) -> str:
-    host = value.strip()
-    if not re.fullmatch(r"[A-Za-z0-9_.:%-]{1,253}", host, re.ASCII):
-        raise ValueError(f"found {value!r}; expected a host name or an IP address, without a port")
-    return host
-
-
-def _check_network(value: str) -> str:
-    """A host, or the addresses of a network in CIDR notation."""
-    if "/" not in value:
-        return _check_host(value)
-    try:
-        return str(ip_network(value.strip(), strict=False))
-    except ValueError:
-        raise ValueError(f"found {value!r}; expected a host, or a network such as 10.1.2.0/24") from None
-
-
-def _check_uid(value: str) -> str:
-    if not is_uid(value.strip()):
-        raise ValueError(f"found {value!r}; expected the UID of a storage SOP class, such as 1.2.840.10008.5.1.4.1.1.2")
-    return value.strip()
-
-
-def _check_name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError(
-            f"found {value!r}; expected a name: 1 to 64 letters, digits, '_', '-' or '.', a letter or digit first"
-        )
-    return value
-
-
-def _check_digest(value: str) -> str:
-    if not (match := _DIGEST.fullmatch(value.strip())):
-        raise ValueError(f"found {value[:80]!r}; expected a package's digest: the 64 hexadecimal digits of a SHA-256")
-    return match[1].lower()
-
-
-def _check_web_address(value: str) -> str:
-    try:
-        url = urlsplit(value.strip())
-        good = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
-    except ValueError:
-        good = False
-    if not good:
-        raise ValueError(f"found {value[:80]!r}; expected an address that begins with https:// or http://")
-    return value.strip()
-
-
-def _check_description(value: str) -> str:
-    """A pattern that gives an LO (PS3.5 6.2)."""
-    try:
-        House(series_description=value).describe(model="m", version="1", title="t", kind="seg")
-    except (KeyError, ValueError, IndexError, AttributeError):
-        raise ValueError(
-            f"found {value!r}; expected text in which {{model}}, {{version}}, {{title}} and {{kind}} may stand"
-        ) from None
-    if not value.strip() or "\\" in value or not value.isprintable():
-        raise ValueError(f"found {value!r}; expected text of printable characters without a backslash")
-    return value
-
-
-def _check_banner(value: str) -> str:
-    """It is drawn as one line into every picture: nothing that cannot be seen may pass for it."""
-    if len(value.strip()) < 4 or len(value) > 80 or not value.isprintable():
-        raise ValueError(f"found {value[:80]!r}; expected one line of 4 to 80 printable characters, for every picture")
-    return value.strip()
-
-
-def _check_device(value: str) -> str:
-    if not _DEVICE.fullmatch(value):
-        raise ValueError(f"found {value!r}; expected auto, cpu, cuda, or cuda:N for one GPU of several")
-    return value
-
-
-def _check_cluster(value: str) -> str:
-    """Where Ray's head listens; `ray://`, the way of its client, needs another package and holds no leases."""
-    address = value.strip()
-    if address == "auto":
-        return address
-    try:
-        url = urlsplit(f"//{address}")
-        good = bool(url.hostname) and url.port is not None and url.netloc == address and "@" not in address
-    except ValueError:
-        good = False
-    if not good:
-        raise ValueError(f"found {value!r}; expected auto, or the address of Ray's head, such as 10.1.2.3:6379")
-    return address
-
-
-def _check_share(value: float) -> float:
-    """Ray shares one accelerator among slots, or gives a slot a whole one; a model runs on one."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"found {value:g}; expected the share of a GPU that one slot has: 0 (none) to 1, such as 0.5")
-    return value
-
-
-def _check_absolute(value: str) -> str:
-    if not value.startswith("/") or "\0" in value:
-        raise ValueError(f"found {value!r}; expected a path that begins with /, the same on every machine")
-    return os.path.normpath(value)
-
-
-def _check_database(value: str) -> str:
-    """The value is never repeated: it may hold a password."""
-    if value == "sqlite":
-        return value
-    try:
-        url = urlsplit(value)
-        good = url.scheme == "postgresql+psycopg" and len(url.path) > 1 and (url.port is None or url.port > 0)
-    except ValueError:
-        good = False
-    if not good:
-        raise ValueError(
-            "found another database than radnode knows; expected sqlite, or postgresql+psycopg://user:password@host/name"
-        )
-    return value
-
-
-def _resolve(value: object, info: ValidationInfo) -> Path:
-    """A path as written, relative to the folder of the configuration file."""
-    if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
-        raise ValueError(f"found {_shown(value)}; expected a path")
-    file = (info.context or {}).get("file")
-    folder = file.parent if isinstance(file, Path) else Path.cwd()
-    return Path(os.path.normpath(folder / Path(value).expanduser()))
-
-
-Duration = Annotated[float, BeforeValidator(_parse_duration_s)]  # seconds
-AETitle = Annotated[str, AfterValidator(_check_ae_title)]
-Host = Annotated[str, AfterValidator(_check_host)]
-Network = Annotated[str, AfterValidator(_check_network)]
-StorageClass = Annotated[str, AfterValidator(_check_uid)]
-Port = Annotated[WholeNumber, Field(ge=1, le=65535)]
-Name = Annotated[str, AfterValidator(_check_name)]
-WebAddress = Annotated[str, AfterValidator(_check_web_address)]
-SeriesNumber = Annotated[WholeNumber, Field(ge=1, le=999_000)]
-Digest = Annotated[str, AfterValidator(_check_digest)]
-ResolvedPath = Annotated[Path, BeforeValidator(_resolve)]
 
 
 # -- The sections ------------------------------------------------------------------------------------------------------
@@ -321,9 +125,7 @@ class Receive(Section):
     maximum_per_address: WholeNumber | None = Field(default=None, ge=1, le=1000)  # None: half of all, at least 8
     called_ae_check: bool = Field(default=True, strict=True)  # refuse associations that call another AE title than ours
     unknown_sop_classes: bool = Field(default=False, strict=True)  # take private and newer storage classes too
-    maximum_object_bytes: Annotated[int, BeforeValidator(_parse_size_bytes)] = Field(
-        default=16 * 10**9, alias="maximum_object"
-    )
+    maximum_object_bytes: Size = Field(default=16 * 10**9, alias="maximum_object")
     idle_s: Duration = Field(default=300.0, alias="idle")  # an association on which nothing happens ends
     durability: Literal["full", "relaxed"] = "full"  # relaxed: Success before the disk has the data
     tls: Tls | None = None
@@ -374,8 +176,8 @@ class Results(Section):
 
     series_number: SeriesNumber = 901  # of the first kind; every kind has its place after it
     series_numbers: dict[Name, SeriesNumber] = Field(default_factory=dict)  # the same for single models
-    series_description: Annotated[str, AfterValidator(_check_description)] = DESCRIPTION
-    banner: Annotated[str, AfterValidator(_check_banner)] = BANNER  # on every picture
+    series_description: Description = DESCRIPTION
+    banner: Banner = BANNER  # on every picture
     language: Language = "en"  # of what people read on pictures
     withdraw_replaced: bool = Field(default=False, strict=True)  # a newer result withdraws the one that it replaces
 
@@ -396,20 +198,18 @@ class Workers(Section):
 
     engine: Literal["local", "ray"] = "local"
     count: WholeNumber = Field(default=1, ge=1, le=64)
-    device: Annotated[str, AfterValidator(_check_device)] = "auto"
+    device: Device = "auto"
     # What the models of one worker may hold together, and one alone at its most; None: what is warm holds half of the
     # machine's memory at most, shared by the workers, and a running model what it wants.
-    memory_bytes: Annotated[int, BeforeValidator(_parse_size_bytes)] | None = Field(default=None, alias="memory")
+    memory_bytes: Size | None = Field(default=None, alias="memory")
     # While a model runs, the next study's images are read into memory, where a quarter of what is free holds them.
     read_ahead: bool = True
     # With the engine ray a worker's models run in a slot on one of the cluster's machines.
-    address: Annotated[str, AfterValidator(_check_cluster)] = "auto"  # auto: the cluster that this machine belongs to
-    gpus: Annotated[Number, AfterValidator(_check_share)] | None = None  # of one slot; None: 1, and 0 with device cpu
+    address: ClusterAddress = "auto"  # auto: the cluster that this machine belongs to
+    gpus: Share | None = None  # of one slot; None: 1, and 0 with device cpu
     cpus: Number = Field(default=1.0, gt=0, le=1024)  # of one slot
-    package_cache: Annotated[str, AfterValidator(_check_absolute)] | None = None  # None: ~/.cache/radnode/packages
-    package_cache_bytes: Annotated[int, BeforeValidator(_parse_size_bytes)] = Field(
-        default=50 * 10**9, alias="package_cache_size"
-    )
+    package_cache: AbsolutePath | None = None  # None: ~/.cache/radnode/packages
+    package_cache_bytes: Size = Field(default=50 * 10**9, alias="package_cache_size")
 
     @property
     def slot_gpus(self) -> float:
@@ -423,13 +223,13 @@ class Keep(Section):
     """How long studies stay, and how much of the disk stays free."""
 
     studies_s: Duration = Field(default=7 * 86400.0, alias="studies")
-    free_disk: Annotated[FreeSpace, BeforeValidator(_parse_free_space)] = FreeSpace(percent=10.0)
+    free_disk: FreeDisk = FreeSpace(percent=10.0)
 
 
 class Web(Section):
     """The HTTP port: STOW-RS and health."""
 
-    listen: Annotated[tuple[str, int], BeforeValidator(_parse_listen)] = ("127.0.0.1", 8080)
+    listen: Listen = ("127.0.0.1", 8080)
     token_file: ResolvedPath | None = None  # its first line is the bearer token that a request must carry
 
     @model_validator(mode="after")
@@ -443,7 +243,7 @@ class Config(Section):
     """The whole configuration; `load_config` makes it."""
 
     node: Node
-    database: Annotated[str, AfterValidator(_check_database)] = Field(default="sqlite", repr=False)
+    database: DatabaseURL = Field(default="sqlite", repr=False)
     peers: dict[Name, Peer] = Field(default_factory=dict)
     receive: Receive = Field(default_factory=Receive)
     complete: Complete = Field(default_factory=Complete)
@@ -534,7 +334,7 @@ def _check_workers(workers: Mapping[str, Any]) -> Iterator[tuple[Location, str]]
 def _seconds_of(written: object) -> float:
     """A duration; 0.0 for what is none, which is told at its own field."""
     try:
-        return _parse_duration_s(written)
+        return parse_duration_s(written)
     except ValueError:
         return 0.0
 

@@ -11,7 +11,8 @@ import pytest
 import sqlalchemy
 from pydantic import ValidationError
 
-from node.config import Config, FreeSpace, find_config, load_config
+from node.config import Config, find_config, load_config
+from node.config_values import FreeSpace
 from node.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[1]

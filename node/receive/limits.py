@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from node.config import FreeSpace
+from node.config_values import FreeSpace
 from node.errors import ArchiveFull
 
 _log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from pydicom.uid import generate_uid
 from node.archive.files import dataset_offset
 from node.archive.ingest import Outcome
 from node.archive.store import Archive
-from node.config import FreeSpace
+from node.config_values import FreeSpace
 from node.errors import InputRefused
 from node.receive.importer import REFUSED_FOLDER, WatchedFolder, import_path
 from node.receive.limits import Limits, Watermark
