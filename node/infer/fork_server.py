@@ -25,6 +25,8 @@ import sys
 import tempfile
 from typing import Any
 
+from setproctitle import setproctitle
+
 from node.infer import host
 
 PRELOADED = (
@@ -106,6 +108,8 @@ def _become(request: dict[str, Any], channel: int, lifeline: int, output: int) -
         os.set_inheritable(number, False)
     os.environ.clear()
     os.environ.update(request["environment"])
+    package = request["setup"]["package"]
+    setproctitle(f"radnode model {package['name']}: {package['folder']}" if package else "radnode model")  # for ps
     tempfile.tempdir = None
     random.seed()
     if numpy := sys.modules.get("numpy"):

@@ -79,6 +79,14 @@ class HostedModel:
         if host.loaded:
             return
         try:
+            self._await(host)
+        except ModelError:
+            if not host.never_began():
+                raise
+            self._await(self._start())  # the server that it was to be forked from is gone: of a fresh one
+
+    def _await(self, host: _Host) -> None:
+        try:
             told, self.protections = self.protections, host.protections()
             for protection in self.protections:
                 if not protection.holds and protection not in told:
@@ -320,6 +328,10 @@ class _Host:
         while self._status is None and poll.poll(0):
             self._listen()
         return bool(self.stopped) or self._status is not None
+
+    def never_began(self) -> bool:
+        """Whether there never was such a process, and nobody stopped it."""
+        return self.pid is None and not self.stopped and self._process.wait(0) and not self._process.began
 
     def stop(self, sentence: str) -> None:
         """End the process and everything that it started; whoever waits for it is told `sentence`."""

@@ -44,6 +44,11 @@ class Process(Protocol):
 
     output: int  # descriptor: what it and its model print; the reader closes it
 
+    @property
+    def began(self) -> bool:
+        """Whether it ever was, as far as `wait` has found out."""
+        ...
+
     def wait(self, seconds: float) -> bool:
         """Whether it has ended, after this many seconds at most."""
         ...
@@ -55,6 +60,8 @@ class Process(Protocol):
 
 class FreshProcess:
     """A process of its own interpreter."""
+
+    began = True
 
     def __init__(self, start: Start):
         self.output, written = os.pipe()
@@ -99,13 +106,18 @@ class ForkedProcess:
         self._birth = birth
         self._pidfd: int | None = None
 
+    @property
+    def began(self) -> bool:
+        """See `Process`."""
+        return self._pidfd is not None
+
     def wait(self, seconds: float) -> bool:
         """See `Process`."""
         if self._pidfd is None:
             self._birth.settimeout(seconds)
             try:
                 _, descriptors, _, _ = socket.recv_fds(self._birth, 16, 1)
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
                 return False
             if not descriptors:  # the server ended before it was born, or it cannot be forked
                 return True

@@ -574,13 +574,11 @@ def test_a_fork_server_that_is_gone_costs_no_run(arena: Arena) -> None:
     first.close()
 
 
-def test_a_model_of_a_server_that_is_killed_while_it_imports_says_so(arena: Arena) -> None:
+def test_a_server_that_is_killed_while_it_imports_costs_no_run(arena: Arena) -> None:
     server = ForkServer()
     hosted = HostedModel(arena.package("early"), "cpu", forks=server)
     assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
-    with pytest.raises(ModelError, match="was killed"):
-        hosted.predict({"image": volume(0)})
     assert label_of(hosted, 0) == REFUSED
     hosted.close()
     server.close()
