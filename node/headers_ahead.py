@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -15,6 +16,18 @@ from node.errors import InputRefused
 
 SILENT_S = 0.2  # nothing came for so long: what is here is probably all, and the receiver is at leisure
 MOST_BYTES = 16_000_000  # of headers in files, about a tenth of what they take in memory; 5,000 slices of a CT
+MOST_INSTANCES = 10_000  # of one study: even the list of more takes too long between two other things
+
+
+@dataclass
+class _Read:
+    """What was read of a study."""
+
+    instances: int = 0  # that it had when it was looked at
+    left: list[Path] = field(default_factory=list)
+    seen: set[Path] = field(default_factory=set)  # read, whatever came of it
+    headers: dict[Path, Dataset] = field(default_factory=dict)
+    size: int = 0  # bytes of the headers in their files
 
 
 class HeadersAhead:
@@ -23,47 +36,39 @@ class HeadersAhead:
     def __init__(self, archive: Archive, most_bytes: int = MOST_BYTES):
         self._archive = archive
         self._most_bytes = most_bytes
-        self._kept: dict[int, dict[Path, Dataset]] = {}  # by study
-        self._looked_at: dict[int, int] = {}  # by study: how many instances it had when all of them were read
-        self._bytes: dict[int, int] = {}
+        self._studies: dict[int, _Read] = {}
 
     def read(self, studies: Sequence[Study], for_s: float) -> None:
         """Read some more of these studies, for this many seconds; what was read of others is forgotten."""
         until = time.monotonic() + for_s
-        for gone in self._kept.keys() - {study.id for study in studies}:
-            self._forget(gone)
+        for gone in self._studies.keys() - {study.id for study in studies}:
+            del self._studies[gone]
         for study in studies:
-            is_silent = study.last_received_at <= time.time() - SILENT_S
-            if is_silent and self._looked_at.get(study.id) != study.instances and not self._read(study, until):
-                return
+            if study.last_received_at <= time.time() - SILENT_S and study.instances <= MOST_INSTANCES:
+                self._read(study, until)
 
     def take(self, study: Study) -> Mapping[Path, Dataset]:
         """What is here of a study, once. Files never change, so it holds whatever came since."""
-        kept = self._kept.get(study.id, {})
-        self._forget(study.id)
-        return kept
+        return self._studies.pop(study.id, _Read()).headers
 
-    def _read(self, study: Study, until: float) -> bool:
-        """Read a study's headers; False when the time is over or enough is kept."""
-        kept = self._kept.setdefault(study.id, {})
-        for instance in self._archive.instances(study.id):
-            path = self._archive.storage / instance.path
-            if path in kept:
-                continue
-            if time.monotonic() > until or sum(self._bytes.values()) > self._most_bytes:
-                return False
+    def _read(self, study: Study, until: float) -> None:
+        """Read a study's headers until the time is over or enough is kept."""
+        read = self._studies.setdefault(study.id, _Read())
+        if read.instances != study.instances and time.monotonic() < until:
+            paths = [self._archive.storage / instance.path for instance in self._archive.instances(study.id)]
+            read.left = [path for path in paths if path not in read.seen]
+            read.instances = study.instances
+        while read.left and time.monotonic() < until and self._size() < self._most_bytes:
+            path = read.left.pop()
+            read.seen.add(path)
             try:
                 header = read_header(path)
             except InputRefused:  # for the decision to say
                 continue
             place = getattr(header, "pixel_place", None)
-            if place is None:  # damaged, and of no known size
-                continue
-            kept[path] = header
-            self._bytes[study.id] = self._bytes.get(study.id, 0) + place[1]
-        self._looked_at[study.id] = study.instances
-        return True
+            if place is not None:  # else it is damaged, and of no known size
+                read.headers[path] = header
+                read.size += place[1]
 
-    def _forget(self, study_id: int) -> None:
-        for each in (self._kept, self._looked_at, self._bytes):
-            each.pop(study_id, None)
+    def _size(self) -> int:
+        return sum(read.size for read in self._studies.values())

@@ -59,17 +59,12 @@ def work_until(stop: threading.Event, archive: Archive, config: Config, *, ready
     worker = Worker(stop, archive, config, models)
     bell = Bell(archive.storage, Room.WORK)
     memory.keep_freed()
-    busy_at: float | None = None  # when the last job ended; None once what it left was given back
     ready()
     while not stop.is_set():
         try:
-            if worker.do_next():
-                busy_at = monotonic()
-                continue
-            if busy_at is not None and monotonic() > busy_at + memory.IDLE_S:
-                memory.give_back()
-                busy_at = None
-            bell.wait(stop, POLL_S)
+            if not worker.do_next():
+                worker.rest()
+                bell.wait(stop, POLL_S)
         except SQLAlchemyError as error:
             _log.error("work: database: %s", type(error).__name__)
             stop.wait(2.0)
@@ -99,6 +94,7 @@ class Worker:
         self._ahead = ReadAhead(self._claim_to_read, self._read_ahead)
         self._reporter = ThreadPoolExecutor(1, thread_name_prefix="report")
         self._reporting: Future[None] | None = None
+        self._worked_at: float | None = None  # when the last job's model ended; None once what it left was given back
 
     def do_next(self) -> bool:
         """Take the next piece of work, or wait for a place to do it; False when there is none."""
@@ -114,8 +110,15 @@ class Worker:
             self._ahead.forget()
             return False
         self._attempt(job)
+        self._worked_at = monotonic()
         self._models.make_room()
         return True
+
+    def rest(self) -> None:
+        """There is nothing to do: after a while the memory that is kept for the next study is given back."""
+        if self._worked_at is not None and monotonic() > self._worked_at + memory.IDLE_S:
+            memory.give_back()
+            self._worked_at = None
 
     def close(self) -> None:
         """Wait for the results that are being made."""

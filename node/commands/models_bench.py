@@ -52,6 +52,7 @@ class Run:
 
 def bench(options: Namespace) -> int:
     """Run the model several times on the one study in the folder, and print medians."""
+    keep_freed()
     report = measure_model(find_model(options.name, options), options.path, options.device, repeat=options.repeat)
     if options.json:
         print_json(report | {"notes": list(_NOTES)})
@@ -67,7 +68,6 @@ def measure_model(package: Package, study: Path, device: str, *, repeat: int) ->
     from node.infer.model import load_model
 
     device = choose_device(device)
-    keep_freed()
     with ResidentMemory() as memory:
         began = time.monotonic()
         model = load_model(package, device)

@@ -1,4 +1,4 @@
-"""The process that models' processes are forked from: `python -m node.infer.fork_server SOCKET SCRATCH`.
+"""The process that models' processes are forked from: `python -m node.infer.fork_server SOCKET`.
 
 PyTorch and MONAI take 5 to 7 s to import. This process does that once for a worker (`node.infer.processes`), and then
 forks one child for every request: a model is loaded in a tenth of a second, and one that ended costs as little. No code
@@ -23,6 +23,7 @@ import signal
 import socket
 import sys
 import tempfile
+import traceback
 from typing import Any
 
 from setproctitle import setproctitle
@@ -39,7 +40,7 @@ _REAP_MS = 5000
 
 def main() -> int:
     """Import, then fork a process for each request until the worker closes the socket."""
-    end, scratch = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
+    end = socket.socket(fileno=int(sys.argv[1]))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a terminal's Ctrl-C is the worker's affair
     for name in PRELOADED:
@@ -47,12 +48,10 @@ def main() -> int:
             importlib.import_module(name)
     gc.collect()
     gc.freeze()  # children share what is never looked at again
-    try:
-        with contextlib.suppress(OSError):  # the worker is gone
-            end.send(json.dumps({"cuda": _may_use_cuda()}).encode())
-            _serve(end)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with contextlib.suppress(OSError):  # the worker is gone
+        end.send(json.dumps({"cuda": _may_use_cuda()}).encode())
+        _serve(end)
+    shutil.rmtree(os.environ["HOME"], ignore_errors=True)  # its scratch folder, where no worker is left to do it
     return 0
 
 
@@ -84,6 +83,8 @@ def _fork(end: socket.socket, request: dict[str, Any], descriptors: list[int]) -
         try:
             end.close()
             code = _become(request, channel, lifeline, output)
+        except BaseException:
+            traceback.print_exc()  # the last lines of it reach the worker
         finally:
             os._exit(code)  # never back into the server's frames
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(birth)) as news:

@@ -181,9 +181,11 @@ def _next_request(channel: Any) -> dict[str, Any] | None:
                 request = channel.read_some()
         except EOFError:
             return None
-        if request == {"rest": True}:
+        if request is not None and request.get("rest"):
             memory.give_back()
             kept = False
+            if request["answer"]:
+                channel.send({"asked": request["asked"]})
         elif request is not None:
             return request
 

@@ -140,10 +140,17 @@ class HostedModel:
         if (host := self._host) is not None:
             host.stop(self._sentence(why))
 
-    def rest(self) -> None:
-        """Another model runs next: its process gives back the memory that it keeps for a next run."""
-        if self._host is not None:
-            self._host.rest()
+    def rest(self, *, wait: bool = False) -> None:
+        """Another model runs next: its process gives back the memory that it keeps for a next run. With `wait` it has
+        done so upon return; one that does not answer is ended.
+        """
+        if self._host is None or not self._host.loaded or self._host.stopped:
+            return
+        try:
+            self._host.rest(wait=wait)
+        except ModelError as error:
+            _log.warning("%s", error)
+            self._drop()
 
     def close(self) -> None:
         """End its process."""
@@ -262,11 +269,14 @@ class _Host:
         except (BrokenPipeError, ConnectionResetError):
             raise self._ended() from None
 
-    def rest(self) -> None:
-        """Ask it to give back the memory that it keeps; nothing comes back."""
+    def rest(self, *, wait: bool) -> None:
+        """Ask it to give back the memory that it keeps, and `wait` for its word; errors as of `answer`."""
+        self._asked += wait
         self._ours.settimeout(_SEND_S)
-        with contextlib.suppress(OSError):  # the next run will find out
-            self._channel.send({"rest": True})
+        with contextlib.suppress(OSError):  # whoever asks next will find out
+            self._channel.send({"rest": True, "asked": self._asked, "answer": wait})
+        if wait:
+            self.answer(time.monotonic() + _SEND_S, "its process does not give back its memory")
 
     def answer(self, deadline: float, late: str) -> dict[str, Any]:
         """The next message. `ModelError` when the process ends, takes too much memory or sends rubbish, and at

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import select
 import shutil
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,8 +27,8 @@ from node.infer.sandbox import clean_environment
 
 _log = logging.getLogger(__name__)
 
-_IMPORT_S = 120.0  # that the fork server may take to be ready
 _END_S = 5.0
+_AGAIN_S = 60.0  # until a fork server that could not be started is tried again
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,9 @@ class ForkServer:
         self._lock = threading.Lock()
         self._end: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: str | None = None
         self._cuda: bool | None = None  # whether its forks may use CUDA, once it is ready
+        self._again_at = math.inf  # when it is started once more
         self._begin()
 
     @property
@@ -157,6 +161,8 @@ class ForkServer:
     def start(self, start: Start) -> Process:
         """Start a model's process: a fork, or a fresh one where that is not to be had."""
         with self._lock:
+            if time.monotonic() >= self._again_at:
+                self._begin()
             if self._end is None or (start.setup["device"].startswith("cuda") and not self._forks_use_cuda()):
                 return FreshProcess(start)
             ours, theirs = socket.socketpair()
@@ -182,13 +188,15 @@ class ForkServer:
         """End it. The models that it forked go on."""
         with self._lock:
             self._finish()
+            self._again_at = math.inf
 
     def _begin(self) -> None:
         self._cuda = None
-        scratch = os.path.realpath(tempfile.mkdtemp(prefix="radnode-forks-"))
+        self._again_at = math.inf
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-P", "-m", "node.infer.fork_server", str(theirs.fileno()), scratch]
         try:
+            self._scratch = scratch = os.path.realpath(tempfile.mkdtemp(prefix="radnode-forks-"))
+            command = [sys.executable, "-P", "-m", "node.infer.fork_server", str(theirs.fileno())]
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -200,9 +208,10 @@ class ForkServer:
                 start_new_session=True,
             )
         except OSError as error:
-            _log.warning("models start afresh each time: %s", error)
+            _log.warning("models start afresh for %.0f s: %s", _AGAIN_S, error.strerror or type(error).__name__)
+            self._again_at = time.monotonic() + _AGAIN_S
             ours.close()
-            shutil.rmtree(scratch, ignore_errors=True)
+            self._finish()
             return
         finally:
             theirs.close()
@@ -219,13 +228,16 @@ class ForkServer:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
 
     def _forks_use_cuda(self) -> bool:
+        """Not before it has said so: while it imports, a fresh process is as quick."""
         if self._cuda is None and self._end is not None:
-            self._end.settimeout(_IMPORT_S)
-            try:
-                self._cuda = bool(json.loads(self._end.recv(1024) or b"{}").get("cuda"))
-            except OSError:
-                self._cuda = False
-            self._end.settimeout(None)
+            with contextlib.suppress(BlockingIOError):
+                try:
+                    self._cuda = bool(json.loads(self._end.recv(1024, socket.MSG_DONTWAIT) or b"{}").get("cuda"))
+                except ConnectionError:
+                    self._cuda = False
         return bool(self._cuda)

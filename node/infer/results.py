@@ -107,7 +107,9 @@ Prediction = Labelmap | Boxes | Landmarks | Scores | DicomObjects
 def sparse_zeros(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Zeros that take memory only where something else is written: `np.zeros` may clear memory that was used before."""
     size = int(np.prod(shape, dtype=np.int64))
-    return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8, size).reshape(shape)
+    # A shared mapping, which is the default, would be filled by reading it.
+    private = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(private, np.uint8, size).reshape(shape)
 
 
 def keep_sparse(array: NDArray[Any]) -> NDArray[np.uint8]:

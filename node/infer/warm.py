@@ -73,10 +73,10 @@ class WarmModels:
 
     def get(self, package: Package) -> HostedModel | CommandModel:
         """The package's model: loaded, or a process that has begun to load it; a program, which is nothing to keep."""
-        if package.manifest.adapter is Adapter.COMMAND:
-            return CommandModel(package.folder, package.manifest, self.device)
         if self._models and next(reversed(self._models)) != package.digest:
             self._models[next(reversed(self._models))].rest()
+        if package.manifest.adapter is Adapter.COMMAND:
+            return CommandModel(package.folder, package.manifest, self.device)
         model = self._models.pop(package.digest, None)
         if model is not None and model.stopped:  # for a job that is over
             model.close()
@@ -92,13 +92,17 @@ class WarmModels:
         Of a GPU they hold half at most (or `warm_gpu`): a model that runs needs more than one that waits. No job runs
         meanwhile.
         """
-        held = {digest: (model.resident_bytes, model.cuda_share) for digest, model in self._models.items()}
-        for digest in list(self._models)[:-1]:
-            fits = sum(bytes_ for bytes_, _ in held.values()) <= self.warm_bytes
-            if fits and sum(share for _, share in held.values()) <= self._warm_gpu:
-                return
-            del held[digest]
-            self._models.pop(digest).close()
+        if len(self._models) > 1 and not self._fit():
+            for model in self._models.values():
+                model.rest(wait=True)  # what it only keeps for its next run is not what it needs
+        while len(self._models) > 1 and not self._fit():
+            self._models.pop(next(iter(self._models))).close()
+
+    def _fit(self) -> bool:
+        """Whether what the models hold may stay."""
+        models = self._models.values()
+        fits = sum(model.resident_bytes for model in models) <= self.warm_bytes
+        return fits and sum(model.cuda_share for model in models) <= self._warm_gpu
 
     @property
     def names(self) -> frozenset[str]:

@@ -551,6 +551,29 @@ def test_warm_models_stay_within_their_memory(arena: Arena) -> None:
     assert one.pid is None
 
 
+def test_memory_that_is_only_kept_ends_no_warm_model(arena: Arena) -> None:
+    models = WarmModels("cpu", memory_bytes=None, warm_bytes=0)
+    first, second = arena.package("kept1"), arena.package("kept2")
+    (second.folder / "plan.json").write_text("{}")
+    two = models.get(load_package(second.folder))
+    two.load()
+    one = models.get(first)
+    assert isinstance(one, HostedModel)
+    assert isinstance(two, HostedModel)
+    one.load()
+    idle = one.resident_bytes + two.resident_bytes
+    array = np.zeros((100, 512, 512), np.float32)
+    grid = Grid((100, 512, 512), np.eye(4), "1.2.3")
+    one.predict({"image": replace(volume(0), array=array, grid=grid, slices=(SliceRef("1.2", "1.3"),) * 100)})
+    assert one.resident_bytes + two.resident_bytes > idle + 300_000_000
+    models.warm_bytes = idle + 150_000_000
+    models.make_room()
+    assert None not in (one.pid, two.pid)
+    assert one.resident_bytes + two.resident_bytes < models.warm_bytes
+    assert label_of(one, 0) == REFUSED  # as good as before
+    models.close()
+
+
 def test_protections_can_be_told_without_a_model() -> None:
     said = [str(protection) for protection in probe_protections("cpu")]
     assert any(sentence.startswith("no network: yes (") for sentence in said), said
