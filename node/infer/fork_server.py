@@ -41,6 +41,7 @@ _REAP_MS = 5000
 def main() -> int:
     """Import, then fork a process for each request until the worker closes the socket."""
     end = socket.socket(fileno=int(sys.argv[1]))
+    setproctitle("radnode fork server")  # now: it finds its place before the environment is changed
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a terminal's Ctrl-C is the worker's affair
     for name in PRELOADED:

@@ -615,6 +615,8 @@ def test_a_fork_server_imports_once_and_leaves_nothing(arena: Arena) -> None:
     again = HostedModel(arena.package("again"), "cpu", forks=server)
     again.load()
     assert time.monotonic() - began < 2.5, "PyTorch and MONAI alone take 5 s"
+    title = " ".join(psutil.Process(again.pid).cmdline())
+    assert title.startswith("radnode model again: /"), "ps names the model"
     again.close()
     server.close()
     wait_until(lambda: set(Path(tempfile.gettempdir()).glob("radnode-forks-*")) <= before, 5, "its folder is gone")
