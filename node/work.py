@@ -50,6 +50,7 @@ from node.wake import Bell, Room, ring
 _log = logging.getLogger(__name__)
 
 POLL_S = 0.25
+MOST_BESIDE = 20  # jobs in a row that start while results are made: then one that failed before may have its turn
 
 
 def work_until(stop: threading.Event, archive: Archive, config: Config, *, ready: Callable[[], None]) -> None:
@@ -94,6 +95,7 @@ class Worker:
         self._ahead = ReadAhead(self._claim_to_read, self._read_ahead)
         self._reporter = ThreadPoolExecutor(1, thread_name_prefix="report")
         self._reporting: Future[None] | None = None
+        self._beside = 0  # how many jobs in a row were looked for while results were made
         self._worked_at: float | None = None  # when the last job's model ended; None once what it left was given back
 
     def do_next(self) -> bool:
@@ -105,7 +107,15 @@ class Worker:
             return True
         if not self._models.ready(self._stop):
             return True
-        job = claim_job(self._archive.database, self._id, loaded=self._models.names, read=self._ahead.job_id)
+        # While results are made, none that failed before: if it killed this worker, they would go with it.
+        self._beside = self._beside + 1 if self._reporting is not None and not self._reporting.done() else 0
+        if self._beside > MOST_BESIDE:
+            self._wait_for_report()
+            self._beside = 0
+        alone = not self._beside
+        job = claim_job(
+            self._archive.database, self._id, loaded=self._models.names, read=self._ahead.job_id, alone=alone
+        )
         if job is None:
             self._ahead.forget()
             return False
@@ -133,8 +143,6 @@ class Worker:
         beat = self._heartbeat(job)
         handed_over = False
         try:
-            if alone:
-                self._wait_for_report()
             with self._ending(job):
                 attempt = self._begin(job)
                 model = self._models.get(attempt.package)  # loads while the headers and voxels are read
@@ -151,6 +159,8 @@ class Worker:
                     self._wait_for_report()  # one at a time: each holds a study
                     self._reporting = self._reporter.submit(self._report, attempt, run, beat)
                     handed_over = True
+            if alone:
+                self._wait_for_report()
         finally:
             if not handed_over:
                 beat.end()

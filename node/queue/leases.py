@@ -31,16 +31,17 @@ SETTLED_S = 30.0
 
 
 def claim_job(
-    database: Database, worker: WorkerId, *, loaded: Collection[str] = (), read: int | None = None
+    database: Database, worker: WorkerId, *, loaded: Collection[str] = (), read: int | None = None, alone: bool = True
 ) -> Job | None:
     """Lease the next job to `worker` (`node.queue.order`); None when nothing waits that may start here.
 
     `loaded` are the models that run here without being loaded; `read` is the job whose images were read ahead here,
     which goes before others of its lane. The attempt is counted here; the last one is not for a worker younger than
-    `SETTLED_S`.
+    `SETTLED_S`, and one that would not be `alone` in its worker is the first.
     """
     now = time.time()
     before = MAXIMUM_ATTEMPTS - (1 if worker.age_s() >= SETTLED_S else 2)  # attempts that a job may have had
+    before = before if alone else 0
     for lane in _lanes(database, worker, now, before, loaded):  # the next one where others took all that was in it
         if job := _take(database, worker, lane, now, before, read):
             return job
