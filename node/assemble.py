@@ -87,33 +87,13 @@ def complete_studies(archive: Archive, quiet_s: float, listening_since: float = 
     now = time.time()
     if now - listening_since < quiet_s:
         return []
-    columns = schema.studies.c
-    query = (
-        select(schema.studies)
-        .where(columns.state == StudyState.RECEIVING, columns.last_received_at <= now - quiet_s)
-        .order_by(columns.last_received_at)
-    )
-    with archive.database.read() as connection:
-        return [Study.from_row(row) for row in connection.execute(query)]
-
-
-def longest_silent(archive: Archive, most: int) -> list[Study]:
-    """The studies that are complete next if nothing more of them comes, `most` of them at most."""
-    columns = schema.studies.c
-    query = (
-        select(schema.studies)
-        .where(columns.state == StudyState.RECEIVING)
-        .order_by(columns.last_received_at)
-        .limit(most)
-    )
-    with archive.database.read() as connection:
-        return [Study.from_row(row) for row in connection.execute(query)]
+    return archive.receiving(silent_since=now - quiet_s)
 
 
 def _prepare_next(archive: Archive, headers: HeadersAhead, quiet_s: float) -> float:
     """Read ahead for a moment; the seconds until the next study may be complete, `POLL_S` at most."""
     try:
-        receiving = longest_silent(archive, _AHEAD)
+        receiving = archive.receiving(most=_AHEAD)
         headers.read(receiving, POLL_S)
     except SQLAlchemyError:  # the next round says so
         return POLL_S

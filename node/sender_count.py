@@ -78,10 +78,7 @@ class SenderCounts:
         """Studies still within their quiet period of which every sender has no more than it sent; asks for the rest."""
         if not self._peers:
             return []
-        columns = schema.studies.c
-        query = select(schema.studies).where(columns.state == StudyState.RECEIVING).order_by(columns.last_received_at)
-        with self._archive.database.read() as connection:
-            receiving = [Study.from_row(row) for row in connection.execute(query)]
+        receiving = self._archive.receiving()
         known = {study.id for study in receiving}
         self._said = {study_id: said for study_id, said in self._said.items() if study_id in known}
         paused = [study for study in receiving if study.last_received_at <= time.time() - ASK_AFTER_S]

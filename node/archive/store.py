@@ -99,6 +99,17 @@ class Archive:
         with self.database.read() as connection:
             return [Series.from_row(row) for row in connection.execute(query)]
 
+    def receiving(self, *, silent_since: float | None = None, most: int | None = None) -> list[Study]:
+        """The studies that are being received, the longest silent first: all, those that got nothing since a time (Unix
+        seconds), `most` of them at most.
+        """
+        columns = schema.studies.c
+        query = select(schema.studies).where(columns.state == StudyState.RECEIVING).order_by(columns.last_received_at)
+        if silent_since is not None:
+            query = query.where(columns.last_received_at <= silent_since)
+        with self.database.read() as connection:
+            return [Study.from_row(row) for row in connection.execute(query.limit(most))]
+
     def instances(self, study_id: int) -> list[Instance]:
         """All instances of a study, ordered by SOP Instance UID."""
         query = (

@@ -14,7 +14,7 @@ from node.archive import schema
 from node.archive.asked_commitments import next_request
 from node.archive.records import StudyState
 from node.archive.store import Archive
-from node.assemble import complete_studies, longest_silent
+from node.assemble import complete_studies
 from node.deliver.outbox import due_parcels, mark_delivered
 from node.queue.jobs import NewJob, add_job, list_jobs
 from node.queue.leases import (
@@ -50,7 +50,7 @@ def a_study_goes_through(archive: Archive) -> None:
     with database.write() as connection:
         add_job(connection, study.id, "1.2", 1, NewJob("r", "m", "1", "d", {"image": ["1.1"]}, ["pacs"]), 0.0)
     assert claim_untold(database, worker) is None
-    assert [one.last_received_at for one in longest_silent(archive, 16)] == [0.0]
+    assert [one.last_received_at for one in archive.receiving(most=16)] == [0.0]
     ahead = claim_to_read(database, worker, loaded=("m",))
     assert ahead is not None
     assert give_back_read(database, ahead, worker)
