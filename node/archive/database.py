@@ -37,16 +37,12 @@ _END_WHEN_IDLE = text(
 class Database:
     """Connections to the archive's database; safe to share between the threads of a process, not across a fork."""
 
-    def __init__(self, url: str, *, durable: bool = True):
-        """Open (and where needed make) the database at an SQLAlchemy `url`.
-
-        `durable=False` lets SQLite commit without waiting for the disk.
-        """
+    def __init__(self, url: str):
+        """Open (and where needed make) the database at an SQLAlchemy `url`."""
         self.url = make_url(url)
-        self._durable = durable
         self.engine: Engine = create_engine(self.url, pool_pre_ping=self.url.get_backend_name() != "sqlite")
         if self.url.get_backend_name() == "sqlite":
-            event.listen(self.engine, "connect", self._prepare_sqlite)
+            event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
         self._bring_up()
 
@@ -90,15 +86,6 @@ class Database:
         """Close all connections."""
         self.engine.dispose()
 
-    def _prepare_sqlite(self, connection: Any, _entry: ConnectionPoolEntry) -> None:
-        connection.isolation_level = None  # transactions begin where `_begin_sqlite` says
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.close()
-
     def _bring_up(self) -> None:
         try:
             with self.write() as connection:
@@ -118,6 +105,16 @@ class Database:
                 f"the database {self.url.render_as_string()} is at revision {error}, this radnode knows none beyond "
                 f"{schema.REVISION}: install the radnode that made it, or restore a backup"
             ) from error
+
+
+def _prepare_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # transactions begin where `_begin_sqlite` says
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
 
 
 def _begin_sqlite(connection: Connection) -> None:

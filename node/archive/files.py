@@ -1,7 +1,7 @@
 """Files that survive a power cut: written under a random name, synced, named, and their folder synced.
 
-The order is the contract of `Success` (PS3.4 B.2.3 leaves it to the implementation): data on disk before the name,
-the name on disk before the row, the row on disk before the answer.
+The order is the contract of `Success` (PS3.4 B.2.3 leaves it to the implementation): data and name on disk before the
+row, the row on disk before the answer.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import queue
@@ -24,6 +25,7 @@ from node.errors import ArchiveError, ArchiveFull
 SPOOL_SUFFIX = ".part"
 
 _PIECE_BYTES = 1 << 18
+_CLOSED_LOOK_S = 0.2
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -34,7 +36,8 @@ class Digester:
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[tuple[SpoolFile, int] | Event | None] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="digest", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="digest", daemon=True)
+        self._thread.start()
 
     def follow(self, spooled: SpoolFile, end: int) -> None:
         """Bring the digest of `spooled` forward to the offset `end`."""
@@ -44,7 +47,9 @@ class Digester:
         """Return when everything that was asked for is done."""
         done = Event()
         self._tasks.put(done)
-        done.wait()
+        while not done.wait(_CLOSED_LOOK_S):
+            if not self._thread.is_alive():  # closed meanwhile, and what was asked for before that is done
+                return
 
     def close(self) -> None:
         """End the thread, when it has done what was asked for."""
@@ -68,9 +73,8 @@ class SpoolFile:
     is made in its thread.
     """
 
-    def __init__(self, spool: Path, *, durable: bool = True, digester: Digester | None = None):
+    def __init__(self, spool: Path, digester: Digester | None = None):
         self.size = 0
-        self._durable = durable
         self._digest = hashlib.sha256()
         self._digester = digester
         self._digested = 0  # bytes of the file that are behind the digester
@@ -147,38 +151,24 @@ class SpoolFile:
 
         A failed fsync is never repeated: the kernel may have dropped the dirty pages and would report success.
         """
-        try:
-            if self._durable:
-                os.fsync(self._descriptor)
-        except OSError as error:
-            raise archive_error(error, "make a file durable") from error
+        _sync(self._descriptor)
 
-    def link(self, final: Path) -> None:
+    def link(self, final: Path, *, durable: bool = True) -> None:
         """Give the synced file a second name, its final one; the name in the spool tells recovery until the row is
-        there. The folder of `final` is not synced here, `sync_folder` does that for several files at once.
+        there. The folder of `final` is not synced here (its parents are, where `durable`): `sync_folder` does that for
+        several files at once.
         """
-        try:
-            while True:
-                make_folder(final.parent, durable=self._durable)
-                try:
-                    os.link(self.path, final)
-                    return
-                except FileNotFoundError:  # retention removed the empty folder in this moment
-                    if not self.path.exists():
-                        raise
-        except OSError as error:
-            raise archive_error(error, "name a file") from error
+        _link(self.path, final, durable=durable)
 
     def keep(self, final: Path) -> None:
         """Move the file to `final` and make it durable there. Nothing is lost at `final` when this fails."""
         self.sync()
         try:
-            make_folder(final.parent, durable=self._durable)
+            make_folder(final.parent)
             os.rename(self.path, final)
             self.path = final
             self._leave = True
-            if self._durable:
-                sync_folder(final.parent)
+            sync_folder(final.parent)
         except OSError as error:
             raise archive_error(error, "make a file durable") from error
 
@@ -187,10 +177,73 @@ class SpoolFile:
         self._leave = True
 
 
+class LeftFile:
+    """A complete file in the spool that a dead process left there with its final name; `descriptor` is that of the
+    caller, who holds it locked.
+    """
+
+    def __init__(self, path: Path, descriptor: int):
+        self.path = path
+        self.token = path.name.removesuffix(SPOOL_SUFFIX)
+        self.size = os.fstat(descriptor).st_size
+        self._descriptor = descriptor
+
+    @property
+    def is_of_this_boot(self) -> bool:
+        """Whether it was written on this machine since that was started: then it is whole, synced or not."""
+        return self.token.startswith(_boot())
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest (hex) of its data set; `ArchiveError` when the disk does not give it back."""
+        try:
+            return file_sha256(self.path, dataset_offset(self.path))
+        except OSError as error:
+            raise archive_error(error, "read from the spool") from error
+
+    def sync(self) -> None:
+        """Bring the content to the disk."""
+        _sync(self._descriptor)
+
+    def link(self, final: Path, *, durable: bool = True) -> None:
+        """Give it one more name."""
+        _link(self.path, final, durable=durable)
+
+    def leave(self) -> None:
+        """It stays where it is: a later start looks at it again."""
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise archive_error(error, "make a file durable") from error
+
+
+def _link(path: Path, final: Path, *, durable: bool) -> None:
+    try:
+        while True:
+            make_folder(final.parent, durable=durable)
+            try:
+                os.link(path, final)
+                return
+            except FileNotFoundError:  # retention removed the empty folder in this moment
+                if not path.exists():
+                    raise
+    except OSError as error:
+        raise archive_error(error, "name a file") from error
+
+
+@functools.cache
+def _boot() -> str:
+    """This machine between its start and its end, in eight characters (random(4): boot_id)."""
+    return hashlib.sha256(Path("/proc/sys/kernel/random/boot_id").read_bytes()).hexdigest()[:8]
+
+
 def _open_locked(spool: Path) -> tuple[str, Path, int]:
     """A new file of a random name that this process holds: the name's random part, the file, its descriptor."""
     while True:
-        token = secrets.token_hex(16)
+        token = f"{_boot()}{secrets.token_hex(12)}"
         path = spool / f"{token}{SPOOL_SUFFIX}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         try:

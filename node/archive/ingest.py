@@ -1,12 +1,17 @@
-"""How a received instance enters the archive: synced, named, its folder synced, its row committed, in that order.
+"""How a received instance enters the archive: named, synced, its folder synced, its row committed, in that order.
 
-Associations that arrive at the same moment share one transaction and one fsync of the folder: whoever finds no other
-thread committing commits for all that wait (a group commit without a thread of its own, so one association alone pays
-no hand-over). The statements go to the driver as text, compiled once: through SQLAlchemy's execution they cost more
-than the disk.
+The name before the sync, because a journal that brings the file to the disk then brings its name along: the folder's
+sync finds nothing more to write, and costs a drive with a slow flush nothing. A name without content is no harm, see
+below: nothing believes in a file before it has its row.
+
+Associations that arrive at the same moment share one transaction: whoever finds no other thread committing commits for
+all that wait (a group commit without a thread of its own, so one association alone pays no hand-over). The statements
+go to the driver as text, compiled once: through SQLAlchemy's execution they cost more than the disk.
 
 Until its row is committed a file has two names, one in the spool and its final one. After a crash the spool therefore
 says which files may have no row, however many lie in the archive; see `node.archive.recover`.
+
+Where nothing is synced (`durability: relaxed`) rows may also follow the answer: `node.archive.rows_behind`.
 """
 
 from __future__ import annotations
@@ -27,7 +32,15 @@ from sqlalchemy.sql import ClauseElement
 
 from node.archive import schema
 from node.archive.database import Database
-from node.archive.files import SpoolFile, archive_error, dataset_offset, file_sha256, remove, sync_folder
+from node.archive.files import (
+    LeftFile,
+    SpoolFile,
+    archive_error,
+    dataset_offset,
+    file_sha256,
+    remove,
+    sync_folder,
+)
 from node.archive.records import StudyState
 from node.dicom.identity import Identity
 from node.errors import ArchiveError
@@ -46,14 +59,15 @@ class Outcome(StrEnum):
 
 
 @dataclass(eq=False)
-class _Arrival:
-    """One synced file on its way to a row."""
+class Arrival:
+    """One named file on its way to a row."""
 
-    spooled: SpoolFile
+    spooled: SpoolFile | LeftFile
     identity: Identity
     received_from: str
     path: Path  # final, relative to the storage folder
     known_path: str = ""  # the file that holds this UID already, with other bytes
+    acknowledged: bool = False  # its sender may have been told Success: it is not removed, whatever happens
     judged: bool = False  # whether `known_path` was compared: the object is another one
     settled: bool = False
     outcome: Outcome | None = None  # None once settled: the UID is here in other bytes, `known_path`
@@ -70,7 +84,7 @@ class Ingest:
         self._statements = _Statements(database.engine.dialect)
         self._failures: Final = (database.engine.dialect.loaded_dbapi.Error,)
         self._taken: Final = database.engine.dialect.loaded_dbapi.IntegrityError
-        self._waiting: list[_Arrival] = []
+        self._waiting: list[Arrival] = []
         self._waiting_lock = threading.Lock()
         self._committing = threading.Lock()
         self._connection: Any = None
@@ -81,28 +95,89 @@ class Ingest:
         Raises `ArchiveFull` when there is no room and `ArchiveError` when disk or database refuse; then the instance
         must not be acknowledged, and nothing of it is left behind.
         """
-        arrival = _Arrival(spooled, identity, received_from, instance_path(identity, spooled.token))
-        spooled.sync()
-        spooled.link(self._storage / arrival.path)
-        outcome = self._commit(arrival)
-        if outcome is None:
-            # The UID is here in other bytes: outside of the lock see whether it is the same object in another encoding.
-            from node.archive.sameness import same_object  # loads the decoders; commands that only list need none
+        return self._commit_judged(self.name(spooled, identity, received_from))
 
-            if same_object(self._storage / arrival.known_path, spooled.path):
+    def adopt(self, left: LeftFile, identity: Identity, received_from: str) -> Outcome:
+        """Keep a complete file that a process left with both its names when it died; raises as `keep` does."""
+        if self._durable:
+            left.sync()
+        path = instance_path(identity, left.token)
+        return self._commit_judged(Arrival(left, identity, received_from, path, acknowledged=True))
+
+    def name(self, spooled: SpoolFile, identity: Identity, received_from: str) -> Arrival:
+        """Give a received file its final name and sync it; `ArchiveFull` or `ArchiveError` when the disk refuses."""
+        arrival = Arrival(spooled, identity, received_from, instance_path(identity, spooled.token))
+        spooled.link(self._storage / arrival.path, durable=self._durable)
+        if self._durable:
+            try:
+                spooled.sync()
+                self._sync_folder_of(arrival)
+            except ArchiveError:
                 remove([self._storage / arrival.path])
-                return Outcome.DUPLICATE
-            arrival.judged = True
-            outcome = self._commit(arrival)
-            assert outcome is not None
-        return outcome
+                raise
+        return arrival
+
+    def _sync_folder_of(self, arrival: Arrival) -> None:
+        try:
+            sync_folder((self._storage / arrival.path).parent)
+        except FileNotFoundError:  # removed by retention; `_name_again` makes it anew
+            pass
+        except OSError as error:
+            raise archive_error(error, "sync a folder") from error
+
+    def commit_acknowledged(self, group: list[Arrival]) -> None:
+        """Make the rows of instances whose senders were told Success already, in one transaction.
+
+        When this raises (see `is_at_fault`) nothing of them is removed, and it may be called again with the same.
+        """
+        for arrival in group:
+            _ = arrival.spooled.sha256  # waited for here, and not while the database is locked
+        with self._committing:
+            self._transact_in_race(group)
+            self._remove_superfluous(group)
+        for arrival in group:
+            if arrival.outcome is None:
+                self._judge(arrival)
+                if arrival.judged:
+                    with self._committing:
+                        self._transact_in_race([arrival])
+                        self._remove_superfluous([arrival])
+
+    def is_at_fault(self, error: Exception) -> bool:
+        """Whether it is the instance that a commit failed for, and not the database or the disk."""
+        dbapi = self._database.engine.dialect.loaded_dbapi
+        return isinstance(error, (dbapi.DataError, dbapi.IntegrityError, ValueError))
 
     def close(self) -> None:
         """Give the connection back."""
         with self._committing:
             self._drop_connection()
 
-    def _commit(self, arrival: _Arrival) -> Outcome | None:
+    def _commit_judged(self, arrival: Arrival) -> Outcome:
+        if self._commit(arrival) is None:
+            self._judge(arrival)
+            if arrival.judged:
+                self._commit(arrival)
+        assert arrival.outcome is not None
+        return arrival.outcome
+
+    def _judge(self, arrival: Arrival) -> None:
+        """The UID is here in other bytes: outside of the lock see whether it is the same object in another encoding."""
+        from node.archive.sameness import same_object  # loads the decoders; commands that only list need none
+
+        if same_object(self._storage / arrival.known_path, arrival.spooled.path):
+            arrival.outcome = Outcome.DUPLICATE
+            self._remove_superfluous([arrival])
+        else:
+            arrival.judged = True
+
+    def _remove_superfluous(self, group: list[Arrival]) -> None:
+        """The final names of what is here already, or lies in quarantine."""
+        for arrival in group:
+            if arrival.outcome in (Outcome.DUPLICATE, Outcome.CONFLICT):
+                remove([self._storage / arrival.path])
+
+    def _commit(self, arrival: Arrival) -> Outcome | None:
         arrival.settled = False
         with self._waiting_lock:
             self._waiting.append(arrival)
@@ -118,30 +193,31 @@ class Ingest:
             raise arrival.error
         return arrival.outcome
 
-    def _commit_group(self, group: list[_Arrival], races: int = RACES) -> None:
+    def _commit_group(self, group: list[Arrival]) -> None:
         try:
-            if self._durable:
-                for folder in {(self._storage / arrival.path).parent for arrival in group}:
-                    with contextlib.suppress(FileNotFoundError):  # removed by retention; `_name_again` makes it anew
-                        sync_folder(folder)
-            self._transact(group)
+            self._transact_in_race(group)
         except Exception as error:
-            failure = archive_error(error, "sync a folder") if isinstance(error, OSError) else error
             if len(group) > 1:  # one bad row must not cost the others their place
                 for arrival in group:
                     self._commit_group([arrival])
                 return
-            if isinstance(error, self._taken) and races > 1:  # another receiver made the same row: now it is there
-                self._commit_group(group, races - 1)
-                return
-            group[0].error = failure
-            self._clean_up(group[0])
+            group[0].error = archive_error(error, "sync a folder") if isinstance(error, OSError) else error
+            if not group[0].acknowledged:
+                self._clean_up(group[0])
         for arrival in group:
             arrival.settled = True
-            if arrival.outcome in (Outcome.DUPLICATE, Outcome.CONFLICT):
-                remove([self._storage / arrival.path])
+        self._remove_superfluous(group)
 
-    def _transact(self, group: list[_Arrival]) -> None:
+    def _transact_in_race(self, group: list[Arrival]) -> None:
+        for race in range(RACES):
+            try:
+                self._transact(group)
+                return
+            except self._taken:  # another receiver made the same row: now it is there
+                if race == RACES - 1:
+                    raise
+
+    def _transact(self, group: list[Arrival]) -> None:
         connection = self._open_connection()
         cursor = connection.cursor()
         try:
@@ -165,7 +241,7 @@ class Ingest:
         if self._database.url.get_backend_name() == "sqlite":
             cursor.execute("BEGIN IMMEDIATE")
 
-    def _insert(self, cursor: Any, arrival: _Arrival, now: float) -> Outcome | None:
+    def _insert(self, cursor: Any, arrival: Arrival, now: float) -> Outcome | None:
         identity, statements = arrival.identity, self._statements
         known = statements.known.one(cursor, {"uid": identity.sop_instance_uid})
         if known is not None:
@@ -197,17 +273,17 @@ class Ingest:
         )
         return Outcome.STORED
 
-    def _name_again(self, arrival: _Arrival) -> None:
+    def _name_again(self, arrival: Arrival) -> None:
         """Retention may have removed the study's folder between the naming and this transaction; the spool still has
         it.
         """
         final = self._storage / arrival.path
         if not os.path.exists(final):
-            arrival.spooled.link(final)
+            arrival.spooled.link(final, durable=self._durable)
             if self._durable:
                 sync_folder(final.parent)
 
-    def _count_in(self, cursor: Any, arrival: _Arrival, now: float) -> int:
+    def _count_in(self, cursor: Any, arrival: Arrival, now: float) -> int:
         """Count the instance in its study and series, which are made when they are new; the id of the series."""
         identity, statements = arrival.identity, self._statements
         row = statements.study.one(cursor, {"uid": identity.study_uid, "series": identity.series_uid})
@@ -240,7 +316,7 @@ class Ingest:
         }
         return statements.add_series.one(cursor, series)[0]
 
-    def _add_study(self, cursor: Any, arrival: _Arrival, now: float) -> int:
+    def _add_study(self, cursor: Any, arrival: Arrival, now: float) -> int:
         identity = arrival.identity
         study = {
             "study_uid": identity.study_uid,
@@ -260,13 +336,13 @@ class Ingest:
         self._tell(cursor, identity, now, f"first instance received from {arrival.received_from}")
         return study_id
 
-    def _quarantine(self, cursor: Any, arrival: _Arrival, now: float) -> None:
+    def _quarantine(self, cursor: Any, arrival: Arrival, now: float) -> None:
         """Name the file in the quarantine; the same wrong object once, however often it comes."""
         name = _quarantine_name(arrival.identity.sop_instance_uid, arrival.spooled.sha256)
         final = self._storage / "quarantine" / name
         if final.exists():
             return
-        arrival.spooled.link(final)
+        arrival.spooled.link(final, durable=self._durable)
         if self._durable:
             sync_folder(final.parent)
         uid, sender = arrival.identity.sop_instance_uid, arrival.received_from
@@ -277,7 +353,7 @@ class Ingest:
         event = {"at": now, "actor": "receive", "study_uid": identity.study_uid, "what": what}
         self._statements.add_event.run(cursor, event)
 
-    def _clean_up(self, arrival: _Arrival) -> None:
+    def _clean_up(self, arrival: Arrival) -> None:
         """After a failure leave nothing of an instance that was not kept; leave all when the database can't tell."""
         try:
             connection = self._open_connection()
@@ -294,8 +370,13 @@ class Ingest:
     def _open_connection(self) -> Any:
         if self._connection is None:
             self._connection = self._database.engine.raw_connection()
-            if self._database.url.get_backend_name() == "sqlite":
+            is_sqlite = self._database.url.get_backend_name() == "sqlite"
+            if is_sqlite:
                 self._connection.cursor().execute(f"PRAGMA busy_timeout = {int(LOCK_PATIENCE_S * 1000)}")
+            if not self._durable:  # what a power cut then takes are the newest commits, never the database
+                unsynced = "PRAGMA synchronous = NORMAL" if is_sqlite else "SET synchronous_commit = off"
+                self._connection.cursor().execute(unsynced)
+                self._connection.commit()
         return self._connection
 
     def _drop_connection(self) -> None:

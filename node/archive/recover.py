@@ -2,28 +2,37 @@
 
 A file has a name in the spool from its first byte until its row is committed (`node.archive.ingest`). So the spool
 says all: a name whose process is dead is either a fragment, or a file with a second, final name that has its row (then
-only the name in the spool is superfluous) or has none (then it was never acknowledged, and goes). The other way round,
-rows newer than the last clean stop are compared with their files; a study that lacks one is quarantined and says so.
+only the name in the spool is superfluous) or has none. That one is adopted: whether its sender was told Success depends
+on `receive.durability`, and one who was not sends it again, and is told that it is here. The other way round, rows
+newer than the last clean stop are compared with their files; a study that lacks one is quarantined and says so.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom import dcmread
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag
 from sqlalchemy import func, insert, select, update
 
 from node.archive import schema
 from node.archive.database import record_event
-from node.archive.files import SPOOL_SUFFIX, remove
+from node.archive.files import SPOOL_SUFFIX, LeftFile, remove
 from node.archive.ingest import instance_path, quarantine_name
 from node.archive.records import StudyState
 from node.archive.store import Archive
-from node.dicom.identity import IDENTITY_KEYWORDS, read_identity
+from node.dicom.identity import read_identity
+from node.errors import ArchiveError
+
+_log = logging.getLogger(__name__)
+
+_LAST_OF_IDENTITY = 0x0020000E  # Series Instance UID
 
 
 @dataclass(frozen=True)
@@ -31,17 +40,17 @@ class Recovered:
     """What `recover` found; false when nothing was to be done."""
 
     fragments: int = 0  # files that were never complete, removed
-    unacknowledged: int = 0  # complete files without a row, removed: their sender never heard Success
+    adopted: int = 0  # complete files without a row, which they have now
     kept: int = 0  # files with a row that lost their second name only
     missing: int = 0  # rows whose file is missing or cut: an alarm
 
     def __bool__(self) -> bool:
-        return bool(self.fragments or self.unacknowledged or self.kept or self.missing)
+        return bool(self.fragments or self.adopted or self.kept or self.missing)
 
     def __str__(self) -> str:
         return (
-            f"{self.fragments} fragments and {self.unacknowledged} files that were never acknowledged removed, "
-            f"{self.kept} kept, {self.missing} missing"
+            f"{self.fragments} fragments removed, {self.adopted} files without a row adopted, {self.kept} kept, "
+            f"{self.missing} missing"
         )
 
 
@@ -75,29 +84,53 @@ def _settle(archive: Archive, path: Path) -> str | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
-        what = "fragments" if os.fstat(descriptor).st_nlink < 2 else _settle_named(archive, path)
+        if os.fstat(descriptor).st_nlink < 2:
+            what = "fragments"
+        elif (what := _settle_named(archive, LeftFile(path, descriptor))) is None:
+            return None
         remove([path])
         return what
     finally:
         os.close(descriptor)
 
 
-def _settle_named(archive: Archive, path: Path) -> str:
-    """A file with a second name: whether a row stands behind it."""
-    token = path.name.removesuffix(SPOOL_SUFFIX)
+def _settle_named(archive: Archive, left: LeftFile) -> str | None:
+    """A file with a second name: whether a row stands behind it, or will; None where it stays as it is."""
     try:
-        dataset = dcmread(path, stop_before_pixels=True, specific_tags=list(IDENTITY_KEYWORDS))
+        with left.path.open("rb") as file:
+            dataset = read_partial(file, stop_when=_is_behind_identity)
         identity = read_identity(dataset, dataset.file_meta.TransferSyntaxUID)
-    except Exception:  # only where nothing was synced (durability: relaxed) is a named file not whole
-        return _settle_damaged(archive, token)
-    relative = instance_path(identity, token)
-    if _has_row(archive, relative, identity.sop_instance_uid):
+        sender = str(dataset.file_meta.get("SourceApplicationEntityTitle", ""))
+    except Exception:  # pydicom raises many kinds over a damaged file
+        return _settle_damaged(archive, left.token)
+    if _has_row(archive, instance_path(identity, left.token), identity.sop_instance_uid):
         return "kept"
-    remove([archive.storage / relative])
-    quarantined = archive.storage / "quarantine" / quarantine_name(identity.sop_instance_uid, path)
+    # A file that was named without a sync may be cut where the machine has died since.
+    if not left.is_of_this_boot and not _is_whole_data_set(left.path):
+        return _settle_damaged(archive, left.token)
+    quarantined = archive.storage / "quarantine" / quarantine_name(identity.sop_instance_uid, left.path)
     if quarantined.exists() and not _is_told(archive, identity.study_uid, quarantined.name):
-        remove([quarantined])  # the sender was not told; it comes again
-    return "unacknowledged"
+        remove([quarantined])  # it comes there once more, and is told
+    try:
+        archive.ingest.adopt(left, identity, sender)
+    except (ArchiveError, ValueError) as error:  # ValueError: what the database cannot hold
+        _log.error("ALARM: a complete instance without a row stays in %s: %s", left.path, error)
+        return None
+    return "adopted"
+
+
+def _is_behind_identity(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    return tag > _LAST_OF_IDENTITY
+
+
+def _is_whole_data_set(path: Path) -> bool:
+    """Whether the file ends where its last element does; no value is read on the way."""
+    try:
+        with path.open("rb") as file:
+            dcmread(file, defer_size=0)
+            return file.tell() == os.fstat(file.fileno()).st_size
+    except Exception:  # pydicom raises many kinds over a damaged file
+        return False
 
 
 def _settle_damaged(archive: Archive, token: str) -> str:

@@ -36,14 +36,17 @@ class Archive:
     """Files and database below one storage folder."""
 
     def __init__(self, storage: Path, database_url: str, *, durable: bool = True):
+        """`durable=False`: what is received is not synced. What is made of it always is, and so is the database but
+        for the rows of received instances.
+        """
         self.storage = storage
         self.durable = durable
         for name in ("spool", "instances", "results", "quarantine"):
             try:
-                make_folder(storage / name, durable=durable)
+                make_folder(storage / name)
             except OSError as error:
                 raise ArchiveError(f"cannot make the storage folder {storage / name}: {error.strerror}") from error
-        self.database = Database(database_url, durable=durable)
+        self.database = Database(database_url)
         self.ingest = Ingest(storage, self.database, durable=durable)
 
     def close(self) -> None:
@@ -53,7 +56,7 @@ class Archive:
 
     def spool_file(self, digester: Digester | None = None) -> SpoolFile:
         """A new file in the spool; a context manager."""
-        return SpoolFile(self.storage / "spool", durable=self.durable, digester=digester)
+        return SpoolFile(self.storage / "spool", digester)
 
     # -- instances ---------------------------------------------------------------------------------------------------
 

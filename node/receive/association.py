@@ -155,6 +155,7 @@ class Association:
                 raise Violation(f"a message for presentation context {context_id}, which was not accepted")
             self._handle(Command.decode(encoded), context_id, context)
             self.wire.end_message()
+        self._services.storage.settle()  # who releases may look at once for what it sent
         self.wire.send_release_response()
 
     def _handle(self, request: Command, context_id: int, context: AcceptedContext) -> None:
@@ -189,6 +190,7 @@ class Association:
     def _commit_to(self, request: Command, context_id: int, context: AcceptedContext) -> None:
         assert self._sender is not None
         asked = self._small_data_set(request, context_id)
+        self._services.storage.settle()  # it is about what came a moment ago
         answer, report = self._services.commitment.take(request, asked, context.transfer_syntax, self._sender)
         self._tell_refused(answer)
         self._answer(request, context_id, answer)

@@ -32,6 +32,7 @@ def receive_until(stop: threading.Event, archive: Archive, config: Config, *, re
     watermark = Watermark(archive.storage, config.keep.free_disk)
     services = _services(archive, config, watermark)
     with ExitStack() as stack:
+        stack.callback(services.storage.close)
         doors: list[tuple[socket.socket, ssl.SSLContext | None]] = [
             (stack.enter_context(listen(config.node.host, config.node.port)), None)
         ]

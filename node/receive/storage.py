@@ -17,6 +17,7 @@ from types import TracebackType
 
 from node.archive.files import Digester, SpoolFile
 from node.archive.ingest import Outcome
+from node.archive.rows_behind import RowsBehind
 from node.archive.store import Archive
 from node.dicom.identity import is_uid
 from node.dicom.uid import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
@@ -48,6 +49,7 @@ class Storage:
         self.archive = archive
         self.limits = limits
         self.watermark = watermark
+        self.rows_behind = None if archive.durable else RowsBehind(archive.ingest)
         self._cores = len(os.sched_getaffinity(0))
         self._storing = 0
         self._lock = threading.Lock()
@@ -62,6 +64,16 @@ class Storage:
         finally:
             with self._lock:
                 self._storing -= 1
+
+    def settle(self) -> None:
+        """Have a row for everything that was acknowledged up to now, unless the database takes none."""
+        if self.rows_behind is not None:
+            self.rows_behind.settle()
+
+    def close(self) -> None:
+        """End what runs beside the associations, when they have ended."""
+        if self.rows_behind is not None:
+            self.rows_behind.close()
 
     @property
     def has_core_to_spare(self) -> bool:
@@ -83,6 +95,7 @@ class StorageSession:
         self._archive = storage.archive
         self._limits = storage.limits
         self._watermark = storage.watermark
+        self._rows_behind = storage.rows_behind
         self._digester: Digester | None = None
         self._spare: SpoolFile | None = None
         self._spent: SpoolFile | None = None
@@ -116,6 +129,7 @@ class StorageSession:
         if self._spent is not None:
             self._spent.close()
             self._spent = None
+        if self._spare is None:
             with contextlib.suppress(ArchiveError):  # the next image asks again, and hears why
                 self._spare = self._new_file()
 
@@ -146,6 +160,10 @@ class StorageSession:
                 return Answer(Status.DATA_SET_MISMATCH, "data set is of another SOP class than announced")
             if identity.sop_instance_uid != sop_instance:
                 return Answer(Status.DATA_SET_MISMATCH, "data set has another SOP Instance UID than announced")
+            if self._rows_behind is not None:
+                self._rows_behind.take(spooled, identity, sender)
+                self._spent = None
+                return Answer(Status.SUCCESS)
             outcome = self._archive.keep_instance(spooled, identity, sender)
         except InstanceRefused as error:
             return Answer(Status.CANNOT_UNDERSTAND, str(error))

@@ -32,7 +32,7 @@ def pieces(count: int = 50) -> list[bytes]:
 
 def test_content_and_digest(tmp_path: Path, digester: Digester | None) -> None:
     written = pieces()
-    with SpoolFile(tmp_path, digester=digester) as spooled:
+    with SpoolFile(tmp_path, digester) as spooled:
         spooled.write(b"the file's own header", hashed=False)
         for piece in written:
             spooled.write(memoryview(piece))
@@ -46,10 +46,10 @@ def test_content_and_digest(tmp_path: Path, digester: Digester | None) -> None:
 
 def test_kept_or_linked_it_stays(tmp_path: Path, digester: Digester | None) -> None:
     make_folder(tmp_path / "spool")
-    with SpoolFile(tmp_path / "spool", digester=digester) as spooled:
+    with SpoolFile(tmp_path / "spool", digester) as spooled:
         spooled.write(b"kept")
         spooled.keep(tmp_path / "a" / "b" / "kept")
-    with SpoolFile(tmp_path / "spool", digester=digester) as spooled:
+    with SpoolFile(tmp_path / "spool", digester) as spooled:
         spooled.write(b"linked")
         spooled.sync()
         spooled.link(tmp_path / "a" / "linked")
@@ -62,14 +62,14 @@ def test_many_files_closed_at_once_leave_no_descriptor(tmp_path: Path, digester:
     """A descriptor closed too early would be another file's when the digester reads it."""
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(100):
-        with SpoolFile(tmp_path, digester=digester) as spooled:
+        with SpoolFile(tmp_path, digester) as spooled:
             spooled.write(bytes(1_000_000))
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_disk_that_does_not_give_back_is_an_error(tmp_path: Path) -> None:
     digester = Digester()
-    with SpoolFile(tmp_path, digester=digester) as spooled:
+    with SpoolFile(tmp_path, digester) as spooled:
         spooled.write(b"0123456789")
         digester.wait()
         spooled.size += 5

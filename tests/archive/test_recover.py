@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import Mock
 
+import pytest
+
+from node.archive import files
+from node.archive.files import dataset_offset, file_sha256
 from node.archive.ingest import Outcome, instance_path, quarantine_name
 from node.archive.records import StudyState
 from node.archive.recover import Recovered, note_clean_stop, recover
@@ -38,13 +44,42 @@ def test_nothing_to_do(archive: Archive) -> None:
     assert not recover(archive)
 
 
-def test_fragments_and_unacknowledged_files_go(archive: Archive) -> None:
+def test_fragments_go_and_named_files_are_adopted(archive: Archive) -> None:
     fragment, _ = left_behind(archive, named=False)
     named, identity = left_behind(archive, named=True)
     final = archive.storage / instance_path(identity, named.stem)
     assert final.exists()
-    assert recover(archive) == Recovered(fragments=1, unacknowledged=1)
-    assert not any(path.exists() for path in (fragment, named, final))
+    assert recover(archive) == Recovered(fragments=1, adopted=1)
+    assert not any(path.exists() for path in (fragment, named))
+    (instance,) = archive.instances(1)
+    assert archive.storage / instance.path == final
+    assert (instance.size, instance.received_from) == (final.stat().st_size, "CT1")
+    assert instance.sha256 == file_sha256(final, dataset_offset(final))
+
+
+@pytest.mark.parametrize("lost", [1, 300])
+def test_a_named_file_that_another_boot_left_cut_goes(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    """Without a sync (durability: relaxed) a machine's death may take the end of a file that has its name."""
+    whole, _ = left_behind(archive, named=True)
+    cut, identity = left_behind(archive, named=True)
+    os.truncate(cut, cut.stat().st_size - lost)
+    monkeypatch.setattr(files, "_boot", lambda: "another-")
+    assert recover(archive) == Recovered(fragments=1, adopted=1)
+    assert not (archive.storage / instance_path(identity, cut.stem)).exists()
+    assert not any(path.exists() for path in (whole, cut))
+
+
+def test_what_the_database_does_not_take_stays(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    named, identity = left_behind(archive, named=True)
+    with monkeypatch.context() as broken:
+        error = archive.database.engine.dialect.loaded_dbapi.OperationalError("disk full")
+        broken.setattr(archive.ingest, "_insert", Mock(side_effect=error))
+        assert not recover(archive)
+    assert named.exists()
+    assert (archive.storage / instance_path(identity, named.stem)).exists()
+    assert recover(archive) == Recovered(adopted=1)
 
 
 def test_a_file_with_its_row_stays(archive: Archive, tmp_path: Path) -> None:
@@ -70,7 +105,7 @@ def test_a_conflict_that_was_not_told_goes(archive: Archive) -> None:
     spooled, identity = left_behind(archive, named=True)
     name = quarantine_name(identity.sop_instance_uid, spooled)
     (archive.storage / "quarantine" / name).hardlink_to(spooled)
-    assert recover(archive) == Recovered(unacknowledged=1)
+    assert recover(archive) == Recovered(adopted=1)
     assert list((archive.storage / "quarantine").iterdir()) == []
 
 

@@ -1,0 +1,141 @@
+"""Rows that follow the answer (`receive.durability: relaxed`), in transactions that many instances share.
+
+Where nothing is synced Success means that an image survives the process. It does when it has its final name beside the
+one in the spool: what has no row at a death is adopted at the next start (`node.archive.recover`). So neither the
+digest nor the database needs to be waited for, and one transaction is made for what came in the last moment.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections import deque
+
+from node.archive.files import SpoolFile
+from node.archive.ingest import LOCK_PATIENCE_S, Arrival, Ingest, Outcome
+from node.dicom.identity import Identity
+from node.errors import ArchiveError
+
+_log = logging.getLogger(__name__)
+
+MOST = 256  # instances without a row: each holds a descriptor, and a start after a death reads each again
+_GATHER_S = 0.02
+_RETRY_S = 0.5
+
+
+class RowsBehind:
+    """The thread that makes the rows; safe to use from many threads."""
+
+    def __init__(self, ingest: Ingest):
+        self._ingest = ingest
+        self._waiting: deque[tuple[Arrival, SpoolFile]] = deque()  # the oldest first; they go when their rows are there
+        self._changed = threading.Condition()
+        self._taken = self._settled = 0
+        self._asked = 0  # up to this instance somebody waits
+        self._refused = ""  # why the database takes none at the moment
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="rows", daemon=True)
+        self._thread.start()
+
+    def take(self, spooled: SpoolFile, identity: Identity, received_from: str) -> None:
+        """Keep a received instance; when this returns it may be acknowledged, and `spooled` is the caller's no more.
+
+        Raises `ArchiveFull` when there is no room and `ArchiveError` when disk or database refuse; then the instance
+        must not be acknowledged, and nothing of it is left behind but what the caller closes.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._waiting) < MOST or self._refused, LOCK_PATIENCE_S)
+            if self._refused or len(self._waiting) >= MOST:
+                raise ArchiveError(self._refused or "the database is too far behind")
+        arrival = self._ingest.name(spooled, identity, received_from)
+        with self._changed:
+            self._waiting.append((arrival, spooled))
+            self._taken += 1
+            if len(self._waiting) == 1:
+                self._changed.notify_all()
+
+    def settle(self, patience_s: float = LOCK_PATIENCE_S) -> bool:
+        """Wait until all that was taken up to now has its row; False when the database does not take them."""
+        with self._changed:
+            asked = self._taken
+            if self._settled < asked:
+                self._asked = max(self._asked, asked)
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._settled >= asked or self._refused, patience_s)
+            return self._settled >= asked
+
+    def close(self) -> None:
+        """Make the rows that are owed, as far as the database takes them; the next start sees to the rest."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        most = MOST
+        while group := self._next(most):
+            try:
+                self._ingest.commit_acknowledged([arrival for arrival, _ in group])
+            except Exception as error:  # whatever it is, what was acknowledged stays
+                if len(group) > 1:
+                    most = 1  # it may be one of them that is refused
+                elif self._ingest.is_at_fault(error):
+                    self._leave(*group[0], error)
+                elif self._refuse(error):
+                    return
+                continue
+            most = MOST
+            for arrival, spooled in group:
+                if arrival.outcome is Outcome.CONFLICT:
+                    _log.error(
+                        "ALARM: instance %s came again from %s with other content: quarantined",
+                        arrival.identity.sop_instance_uid,
+                        arrival.received_from,
+                    )
+                spooled.close()
+            self._forget(len(group))
+
+    def _next(self, most: int) -> list[tuple[Arrival, SpoolFile]]:
+        """The oldest without a row, a moment after the first came; none when all is done and the end is near."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            self._changed.wait_for(lambda: self._closing or self._asked > self._settled, _GATHER_S)
+            return list(itertools.islice(self._waiting, most))
+
+    def _forget(self, count: int) -> None:
+        with self._changed:
+            for _ in range(count):
+                self._waiting.popleft()
+            self._settled += count
+            self._refused = ""
+            self._changed.notify_all()
+
+    def _leave(self, arrival: Arrival, spooled: SpoolFile, error: Exception) -> None:
+        """An instance that the database will never take as it is: kept for a person, and out of the others' way."""
+        _log.error(
+            "ALARM: instance %s from %s was acknowledged and the database does not take it (%s): it stays in %s",
+            arrival.identity.sop_instance_uid,
+            arrival.received_from,
+            type(error).__name__,
+            spooled.path,
+        )
+        spooled.leave()
+        spooled.close()
+        self._forget(1)
+
+    def _refuse(self, error: Exception) -> bool:
+        """Take nothing more until the database does; True when the end is near and the next start sees to the rest."""
+        with self._changed:
+            if not self._refused:
+                _log.error(
+                    "the database takes no rows (%s): nothing is acknowledged until it does", type(error).__name__
+                )
+            self._refused = f"the database did not take an instance: {type(error).__name__}"
+            self._changed.notify_all()
+            if not self._changed.wait_for(lambda: self._closing, _RETRY_S):
+                return False
+            for _, spooled in self._waiting:
+                spooled.leave()
+                spooled.close()
+            return True
