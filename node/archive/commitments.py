@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import insert, select, update
 
 from node.archive import schema
-from node.archive.files import dataset_offset, file_sha256
+from node.archive.files import dataset_offset, file_sha256, sync_file
 from node.archive.store import Archive
 from node.dicom.commitment import (
     CLASS_INSTANCE_CONFLICT,
@@ -73,7 +73,9 @@ class Commitments:
         self._change(row, attempts=attempts, reason=reason, not_before=time.time() + delay_s)
 
     def verify(self, request: Request) -> Verdict:
-        """Read each instance that is named and compare its bytes with the digest of its reception."""
+        """Read each instance that is named and compare its bytes with the digest of its reception; what was not synced
+        then (`durability: relaxed`) is now, for the peer may delete its own.
+        """
         safe: list[Reference] = []
         failed: list[tuple[Reference, int]] = []
         for reference, row in self._rows(request.references):
@@ -102,6 +104,8 @@ class Commitments:
     def _is_intact(self, row) -> bool:
         path = self._archive.storage / row.path
         try:
+            if not self._archive.durable:
+                sync_file(path)
             return file_sha256(path, skip=dataset_offset(path)) == row.sha256
         except (OSError, ValueError):
             return False

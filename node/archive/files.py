@@ -1,4 +1,4 @@
-"""Files that survive a power cut: written under a random name, synced, named, and their folder synced.
+"""Files that survive a power cut: written under a random name, synced under their own, and the folder synced.
 
 The order is the contract of `Success` (PS3.4 B.2.3 leaves it to the implementation): data and name on disk before the
 row, the row on disk before the answer.
@@ -14,6 +14,7 @@ import hashlib
 import os
 import queue
 import secrets
+import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ SPOOL_SUFFIX = ".part"
 
 _PIECE_BYTES = 1 << 18
 _CLOSED_LOOK_S = 0.2
+_RELAXED = "relaxed"
+_MARK_CHARACTERS = 8
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -48,7 +51,7 @@ class Digester:
         done = Event()
         self._tasks.put(done)
         while not done.wait(_CLOSED_LOOK_S):
-            if not self._thread.is_alive():  # closed meanwhile, and what was asked for before that is done
+            if not self._thread.is_alive():  # closed meanwhile
                 return
 
     def close(self) -> None:
@@ -70,17 +73,18 @@ class SpoolFile:
     As a context manager it removes its name in the spool at the end, unless `keep` moved it or `leave` says that
     recovery shall look at it. The spool and the final place must lie on one filesystem. The open file is locked, so
     that a sweep of the spool by another process tells living files from those of the dead. With a `digester` the digest
-    is made in its thread.
+    is made in its thread. The name of a `relaxed` one says that it may be acknowledged before it is synced and has a
+    row, and by which machine between which start and end.
     """
 
-    def __init__(self, spool: Path, digester: Digester | None = None):
+    def __init__(self, spool: Path, digester: Digester | None = None, *, relaxed: bool = False):
         self.size = 0
         self._digest = hashlib.sha256()
         self._digester = digester
         self._digested = 0  # bytes of the file that are behind the digester
         self._digest_error: OSError | None = None
         try:
-            self.token, self.path, self._descriptor = _open_locked(spool)
+            self.token, self.path, self._descriptor = _open_locked(spool, relaxed=relaxed)
         except OSError as error:
             raise archive_error(error, "open a file in the spool") from error
         self._leave = False
@@ -133,6 +137,7 @@ class SpoolFile:
     def _wait_for_digest(self) -> None:
         if self._digester is not None and self._digested < self.size:
             self._digester.wait()
+            self.digest_to(self.size)  # what a digester that was closed meanwhile left
 
     def digest_to(self, end: int) -> None:
         """Digest the file's bytes up to the offset `end`; for the digester's thread."""
@@ -154,9 +159,8 @@ class SpoolFile:
         _sync(self._descriptor)
 
     def link(self, final: Path, *, durable: bool = True) -> None:
-        """Give the synced file a second name, its final one; the name in the spool tells recovery until the row is
-        there. The folder of `final` is not synced here (its parents are, where `durable`): `sync_folder` does that for
-        several files at once.
+        """Give the file a second name, its final one; the name in the spool tells recovery until the row is there. The
+        folder of `final` is not synced here; its parents are where they are new, and `durable`.
         """
         _link(self.path, final, durable=durable)
 
@@ -178,8 +182,8 @@ class SpoolFile:
 
 
 class LeftFile:
-    """A complete file in the spool that a dead process left there with its final name; `descriptor` is that of the
-    caller, who holds it locked.
+    """A file in the spool that a dead process left there with its final name; `descriptor` is that of the caller, who
+    holds it locked.
     """
 
     def __init__(self, path: Path, descriptor: int):
@@ -189,9 +193,21 @@ class LeftFile:
         self._descriptor = descriptor
 
     @property
+    def is_relaxed(self) -> bool:
+        """Whether its sender may have been told Success, though it is not synced."""
+        return self.token.startswith(_RELAXED)
+
+    @property
+    def is_of_this_machine(self) -> bool:
+        """Of a relaxed one: whether it was received here."""
+        return self.token.startswith(f"{_RELAXED}{_machine()}")
+
+    @property
     def is_of_this_boot(self) -> bool:
-        """Whether it was written on this machine since that was started: then it is whole, synced or not."""
-        return self.token.startswith(_boot())
+        """Of a relaxed one: whether it was received here since the machine was started. Then it is whole: it got its
+        final name when all of it was written, and what is written outlives its process.
+        """
+        return self.token.startswith(f"{_RELAXED}{_machine()}{_boot()}")
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -210,7 +226,7 @@ class LeftFile:
         _link(self.path, final, durable=durable)
 
     def leave(self) -> None:
-        """It stays where it is: a later start looks at it again."""
+        """It stays anyway: a later start looks at it again."""
 
 
 def _sync(descriptor: int) -> None:
@@ -235,15 +251,25 @@ def _link(path: Path, final: Path, *, durable: bool) -> None:
 
 
 @functools.cache
+def _machine() -> str:
+    """This machine among those that share a storage folder (machine-id(5))."""
+    try:
+        name = Path("/etc/machine-id").read_text()
+    except OSError:
+        name = ""
+    return hashlib.sha256((name or socket.gethostname()).encode()).hexdigest()[:_MARK_CHARACTERS]
+
+
+@functools.cache
 def _boot() -> str:
-    """This machine between its start and its end, in eight characters (random(4): boot_id)."""
-    return hashlib.sha256(Path("/proc/sys/kernel/random/boot_id").read_bytes()).hexdigest()[:8]
+    """This machine between its start and its end (random(4): boot_id)."""
+    return hashlib.sha256(Path("/proc/sys/kernel/random/boot_id").read_bytes()).hexdigest()[:_MARK_CHARACTERS]
 
 
-def _open_locked(spool: Path) -> tuple[str, Path, int]:
+def _open_locked(spool: Path, *, relaxed: bool) -> tuple[str, Path, int]:
     """A new file of a random name that this process holds: the name's random part, the file, its descriptor."""
     while True:
-        token = f"{_boot()}{secrets.token_hex(12)}"
+        token = f"{_RELAXED}{_machine()}{_boot()}{secrets.token_hex(8)}" if relaxed else secrets.token_hex(16)
         path = spool / f"{token}{SPOOL_SUFFIX}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         try:
@@ -274,6 +300,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """fsync a file and the folder that it lies in."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def file_sha256(path: Path, skip: int = 0) -> str:

@@ -11,7 +11,7 @@ go to the driver as text, compiled once: through SQLAlchemy's execution they cos
 Until its row is committed a file has two names, one in the spool and its final one. After a crash the spool therefore
 says which files may have no row, however many lie in the archive; see `node.archive.recover`.
 
-Where nothing is synced (`durability: relaxed`) rows may also follow the answer: `node.archive.rows_behind`.
+With `durability: relaxed` nothing of a C-STORE is synced, and rows follow the answer: `node.archive.rows_behind`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from node.archive.files import (
 )
 from node.archive.records import StudyState
 from node.dicom.identity import Identity
-from node.errors import ArchiveError
+from node.errors import ArchiveError, ArchiveFull
 
 _ONE = literal_column("1")  # a number would become a parameter
 RACES = 3  # with another process for the first row of a study, before the sender hears A700
@@ -67,7 +67,7 @@ class Arrival:
     received_from: str
     path: Path  # final, relative to the storage folder
     known_path: str = ""  # the file that holds this UID already, with other bytes
-    acknowledged: bool = False  # its sender may have been told Success: it is not removed, whatever happens
+    replaced: Path | None = None  # the file of this instance that was missing or cut, and is this one now
     judged: bool = False  # whether `known_path` was compared: the object is another one
     settled: bool = False
     outcome: Outcome | None = None  # None once settled: the UID is here in other bytes, `known_path`
@@ -77,10 +77,9 @@ class Arrival:
 class Ingest:
     """The door to `instances/` and its tables; safe to use from many threads."""
 
-    def __init__(self, storage: Path, database: Database, *, durable: bool = True):
+    def __init__(self, storage: Path, database: Database):
         self._storage = storage
         self._database = database
-        self._durable = durable
         self._statements = _Statements(database.engine.dialect)
         self._failures: Final = (database.engine.dialect.loaded_dbapi.Error,)
         self._taken: Final = database.engine.dialect.loaded_dbapi.IntegrityError
@@ -95,58 +94,64 @@ class Ingest:
         Raises `ArchiveFull` when there is no room and `ArchiveError` when disk or database refuse; then the instance
         must not be acknowledged, and nothing of it is left behind.
         """
-        return self._commit_judged(self.name(spooled, identity, received_from))
-
-    def adopt(self, left: LeftFile, identity: Identity, received_from: str) -> Outcome:
-        """Keep a complete file that a process left with both its names when it died; raises as `keep` does."""
-        if self._durable:
-            left.sync()
-        path = instance_path(identity, left.token)
-        return self._commit_judged(Arrival(left, identity, received_from, path, acknowledged=True))
+        arrival = Arrival(spooled, identity, received_from, instance_path(identity, spooled.token))
+        spooled.link(self._storage / arrival.path)
+        try:
+            self._sync(arrival)
+        except ArchiveError:
+            remove([self._storage / arrival.path])
+            raise
+        return self._commit_judged(arrival)
 
     def name(self, spooled: SpoolFile, identity: Identity, received_from: str) -> Arrival:
-        """Give a received file its final name and sync it; `ArchiveFull` or `ArchiveError` when the disk refuses."""
+        """Give a received file its final name, unsynced, so that it outlives its process: it may be acknowledged then,
+        and is owed its row (`commit_acknowledged`). `ArchiveFull` or `ArchiveError` when the disk refuses.
+        """
         arrival = Arrival(spooled, identity, received_from, instance_path(identity, spooled.token))
-        spooled.link(self._storage / arrival.path, durable=self._durable)
-        if self._durable:
-            try:
-                spooled.sync()
-                self._sync_folder_of(arrival)
-            except ArchiveError:
-                remove([self._storage / arrival.path])
-                raise
+        spooled.link(self._storage / arrival.path, durable=False)
         return arrival
 
-    def _sync_folder_of(self, arrival: Arrival) -> None:
-        try:
-            sync_folder((self._storage / arrival.path).parent)
-        except FileNotFoundError:  # removed by retention; `_name_again` makes it anew
-            pass
-        except OSError as error:
-            raise archive_error(error, "sync a folder") from error
-
     def commit_acknowledged(self, group: list[Arrival]) -> None:
-        """Make the rows of instances whose senders were told Success already, in one transaction.
+        """Make the rows of instances that `name` named, in one transaction.
 
-        When this raises (see `is_at_fault`) nothing of them is removed, and it may be called again with the same.
+        Those whose UID is here in other bytes have no outcome then, and `settle_conflict` is for them. When this raises
+        (see `is_at_fault`) none of the rows was made, and it may be called again with the same.
         """
         for arrival in group:
             _ = arrival.spooled.sha256  # waited for here, and not while the database is locked
         with self._committing:
             self._transact_in_race(group)
             self._remove_superfluous(group)
-        for arrival in group:
-            if arrival.outcome is None:
-                self._judge(arrival)
-                if arrival.judged:
-                    with self._committing:
-                        self._transact_in_race([arrival])
-                        self._remove_superfluous([arrival])
+
+    def settle_conflict(self, arrival: Arrival) -> None:
+        """See whether an acknowledged instance is here in another encoding, or goes to quarantine; raises as above."""
+        self._judge(arrival)
+        if arrival.judged:
+            self.commit_acknowledged([arrival])
+
+    def adopt(self, left: LeftFile, identity: Identity, received_from: str) -> None:
+        """Keep an acknowledged file that a process left without a row when it died; raises as `commit_acknowledged`."""
+        arrival = Arrival(left, identity, received_from, instance_path(identity, left.token))
+        self._sync(arrival)
+        self.commit_acknowledged([arrival])
+        if arrival.outcome is None:
+            self.settle_conflict(arrival)
 
     def is_at_fault(self, error: Exception) -> bool:
-        """Whether it is the instance that a commit failed for, and not the database or the disk."""
+        """Whether it is the instance that a commit failed for, and not the database or a full disk."""
         dbapi = self._database.engine.dialect.loaded_dbapi
-        return isinstance(error, (dbapi.DataError, dbapi.IntegrityError, ValueError))
+        faults = (dbapi.DataError, dbapi.IntegrityError, ValueError, OSError, ArchiveError)
+        return isinstance(error, faults) and not isinstance(error, ArchiveFull)
+
+    def _sync(self, arrival: Arrival) -> None:
+        """Bring a named file and its name to the disk."""
+        arrival.spooled.sync()
+        try:
+            sync_folder((self._storage / arrival.path).parent)
+        except FileNotFoundError:  # removed by retention; `_name_again` makes it anew
+            pass
+        except OSError as error:
+            raise archive_error(error, "sync a folder") from error
 
     def close(self) -> None:
         """Give the connection back."""
@@ -172,10 +177,12 @@ class Ingest:
             arrival.judged = True
 
     def _remove_superfluous(self, group: list[Arrival]) -> None:
-        """The final names of what is here already, or lies in quarantine."""
+        """Remove the final names of what is here already, or lies in quarantine, and files that were replaced."""
         for arrival in group:
             if arrival.outcome in (Outcome.DUPLICATE, Outcome.CONFLICT):
                 remove([self._storage / arrival.path])
+            elif arrival.replaced is not None:
+                remove([self._storage / arrival.replaced])
 
     def _commit(self, arrival: Arrival) -> Outcome | None:
         arrival.settled = False
@@ -202,8 +209,7 @@ class Ingest:
                     self._commit_group([arrival])
                 return
             group[0].error = archive_error(error, "sync a folder") if isinstance(error, OSError) else error
-            if not group[0].acknowledged:
-                self._clean_up(group[0])
+            self._clean_up(group[0])
         for arrival in group:
             arrival.settled = True
         self._remove_superfluous(group)
@@ -223,12 +229,12 @@ class Ingest:
         try:
             self._begin(cursor)
             now = time.time()
-            for arrival in group:
+            for arrival in sorted(group, key=_study_uid):  # in an order that all receivers keep: no deadlock
                 arrival.outcome = self._insert(cursor, arrival, now)
             connection.commit()
         except BaseException:
             for arrival in group:
-                arrival.outcome = None
+                arrival.outcome = arrival.replaced = None
             with contextlib.suppress(*self._failures):
                 connection.rollback()
             self._drop_connection()
@@ -245,11 +251,14 @@ class Ingest:
         identity, statements = arrival.identity, self._statements
         known = statements.known.one(cursor, {"uid": identity.sop_instance_uid})
         if known is not None:
-            sha256, path = known
+            sha256, path, size = known
             if path == arrival.path.as_posix():  # the commit was not answered, and had been made
                 return Outcome.STORED
             if sha256 == arrival.spooled.sha256:
-                return Outcome.DUPLICATE
+                if is_whole(self._storage / path, size):
+                    return Outcome.DUPLICATE
+                self._replace(cursor, arrival, Path(path), now)
+                return Outcome.STORED
             if not arrival.judged:
                 arrival.known_path = path
                 return None
@@ -273,15 +282,22 @@ class Ingest:
         )
         return Outcome.STORED
 
+    def _replace(self, cursor: Any, arrival: Arrival, lost: Path, now: float) -> None:
+        """The instance's file was missing or cut, and it came again."""
+        self._name_again(arrival)
+        uid, path = arrival.identity.sop_instance_uid, arrival.path.as_posix()
+        self._statements.change_file.run(cursor, {"uid": uid, "new_path": path, "new_size": arrival.spooled.size})
+        self._tell(cursor, arrival.identity, now, f"the file of instance {uid}, which was missing or cut, came again")
+        arrival.replaced = lost
+
     def _name_again(self, arrival: Arrival) -> None:
         """Retention may have removed the study's folder between the naming and this transaction; the spool still has
         it.
         """
         final = self._storage / arrival.path
         if not os.path.exists(final):
-            arrival.spooled.link(final, durable=self._durable)
-            if self._durable:
-                sync_folder(final.parent)
+            arrival.spooled.link(final)
+            sync_folder(final.parent)
 
     def _count_in(self, cursor: Any, arrival: Arrival, now: float) -> int:
         """Count the instance in its study and series, which are made when they are new; the id of the series."""
@@ -342,9 +358,8 @@ class Ingest:
         final = self._storage / "quarantine" / name
         if final.exists():
             return
-        arrival.spooled.link(final, durable=self._durable)
-        if self._durable:
-            sync_folder(final.parent)
+        arrival.spooled.link(final)
+        sync_folder(final.parent)
         uid, sender = arrival.identity.sop_instance_uid, arrival.received_from
         what = f"ALARM: instance {uid} came again from {sender} with other content; the first stays, the second is "
         self._tell(cursor, arrival.identity, now, f"{what}quarantine/{name}")
@@ -370,13 +385,8 @@ class Ingest:
     def _open_connection(self) -> Any:
         if self._connection is None:
             self._connection = self._database.engine.raw_connection()
-            is_sqlite = self._database.url.get_backend_name() == "sqlite"
-            if is_sqlite:
+            if self._database.url.get_backend_name() == "sqlite":
                 self._connection.cursor().execute(f"PRAGMA busy_timeout = {int(LOCK_PATIENCE_S * 1000)}")
-            if not self._durable:  # what a power cut then takes are the newest commits, never the database
-                unsynced = "PRAGMA synchronous = NORMAL" if is_sqlite else "SET synchronous_commit = off"
-                self._connection.cursor().execute(unsynced)
-                self._connection.commit()
         return self._connection
 
     def _drop_connection(self) -> None:
@@ -384,6 +394,18 @@ class Ingest:
             with contextlib.suppress(Exception):  # it is given up because it is broken
                 self._connection.invalidate()
             self._connection = None
+
+
+def is_whole(path: Path, size: int) -> bool:
+    """Whether a file is there, of the size that its row tells."""
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+def _study_uid(arrival: Arrival) -> str:
+    return arrival.identity.study_uid
 
 
 def study_folder(study_uid: str) -> Path:
@@ -431,7 +453,8 @@ class _Statements:
     def __init__(self, used: Dialect):
         dialect: Dialect = type(used)(paramstyle="named" if used.name == "sqlite" else "pyformat")  # pyright: ignore[reportCallIssue]
         studies, series, instances = schema.studies, schema.series, schema.instances
-        known = select(instances.c.sha256, instances.c.path).where(instances.c.sop_instance_uid == bindparam("uid"))
+        columns = (instances.c.sha256, instances.c.path, instances.c.size)
+        known = select(*columns).where(instances.c.sop_instance_uid == bindparam("uid"))
         self.known = _Statement(known, dialect)
         owner = known.where(instances.c.path == bindparam("path"))
         self.owner = _Statement(owner, dialect)
@@ -465,6 +488,12 @@ class _Statements:
             dialect,
         )
         self.add_instance = _Statement(insert(instances).values(_bind(instances, skip=("id",))), dialect)
+        self.change_file = _Statement(
+            update(instances)
+            .where(instances.c.sop_instance_uid == bindparam("uid"))
+            .values(path=bindparam("new_path"), size=bindparam("new_size")),
+            dialect,
+        )
         self.add_event = _Statement(insert(schema.events).values(_bind(schema.events, skip=("id",))), dialect)
 
 

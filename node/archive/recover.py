@@ -2,9 +2,10 @@
 
 A file has a name in the spool from its first byte until its row is committed (`node.archive.ingest`). So the spool
 says all: a name whose process is dead is either a fragment, or a file with a second, final name that has its row (then
-only the name in the spool is superfluous) or has none. That one is adopted: whether its sender was told Success depends
-on `receive.durability`, and one who was not sends it again, and is told that it is here. The other way round, rows
-newer than the last clean stop are compared with their files; a study that lacks one is quarantined and says so.
+only the name in the spool is superfluous) or has none. Then it was never acknowledged, and goes; but where nothing was
+synced (`durability: relaxed`, which its name says) it may have been, and is adopted if the machine has not died since.
+The other way round, rows newer than the last clean stop are compared with their files, by size; a study that lacks one
+is quarantined and says so.
 """
 
 from __future__ import annotations
@@ -16,41 +17,42 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom import dcmread
-from pydicom.filereader import read_partial
-from pydicom.tag import BaseTag
+from pydicom.filereader import read_file_meta_info
 from sqlalchemy import func, insert, select, update
 
 from node.archive import schema
 from node.archive.database import record_event
-from node.archive.files import SPOOL_SUFFIX, LeftFile, remove
-from node.archive.ingest import instance_path, quarantine_name
+from node.archive.files import SPOOL_SUFFIX, LeftFile, dataset_offset, remove
+from node.archive.ingest import instance_path, is_whole, quarantine_name
 from node.archive.records import StudyState
 from node.archive.store import Archive
-from node.dicom.identity import read_identity
+from node.dicom.header_scan import HeaderScan
+from node.dicom.identity import Identity
 from node.errors import ArchiveError
 
 _log = logging.getLogger(__name__)
 
-_LAST_OF_IDENTITY = 0x0020000E  # Series Instance UID
+_PIECE_BYTES = 1 << 16
+_MAXIMUM_INFLATED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class Recovered:
     """What `recover` found; false when nothing was to be done."""
 
-    fragments: int = 0  # files that were never complete, removed
-    adopted: int = 0  # complete files without a row, which they have now
+    fragments: int = 0  # files that were never complete, or are no more, removed
+    unacknowledged: int = 0  # complete files without a row, removed
+    adopted: int = 0  # complete files whose senders may have been told Success, and which have their row now
     kept: int = 0  # files with a row that lost their second name only
     missing: int = 0  # rows whose file is missing or cut: an alarm
 
     def __bool__(self) -> bool:
-        return bool(self.fragments or self.adopted or self.kept or self.missing)
+        return any(vars(self).values())
 
     def __str__(self) -> str:
         return (
-            f"{self.fragments} fragments removed, {self.adopted} files without a row adopted, {self.kept} kept, "
-            f"{self.missing} missing"
+            f"{self.fragments} fragments and {self.unacknowledged} files that were never acknowledged removed, "
+            f"{self.adopted} adopted, {self.kept} kept, {self.missing} missing"
         )
 
 
@@ -65,7 +67,15 @@ def recover(archive: Archive) -> Recovered:
 
 
 def note_clean_stop(archive: Archive) -> None:
-    """Everything up to now has been looked at or was stored in good order."""
+    """Everything up to now has been looked at or was stored in good order.
+
+    What this machine did not sync (`durability: relaxed`) is synced now. For others that share the archive nobody can
+    say, so there the next start looks at all of it.
+    """
+    if not archive.durable:
+        if archive.database.url.get_backend_name() != "sqlite":
+            return
+        os.sync()
     with archive.database.write() as connection:
         newest = connection.scalar(select(func.max(schema.instances.c.id))) or 0
         done = connection.execute(update(schema.recovery).values(checked_instance_id=newest))
@@ -74,7 +84,7 @@ def note_clean_stop(archive: Archive) -> None:
 
 
 def _settle(archive: Archive, path: Path) -> str | None:
-    """Decide about one name in the spool; None when its process lives or it went meanwhile."""
+    """Decide about one name in the spool; None when its process lives, it went meanwhile, or it stays."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # NFS locks for writing what is open for writing only
     except FileNotFoundError:
@@ -97,40 +107,49 @@ def _settle(archive: Archive, path: Path) -> str | None:
 def _settle_named(archive: Archive, left: LeftFile) -> str | None:
     """A file with a second name: whether a row stands behind it, or will; None where it stays as it is."""
     try:
-        with left.path.open("rb") as file:
-            dataset = read_partial(file, stop_when=_is_behind_identity)
-        identity = read_identity(dataset, dataset.file_meta.TransferSyntaxUID)
-        sender = str(dataset.file_meta.get("SourceApplicationEntityTitle", ""))
-    except Exception:  # pydicom raises many kinds over a damaged file
+        identity, sender = _identify(left.path)
+    except Exception as error:  # pydicom raises many kinds over a damaged file
+        if left.is_relaxed and (left.is_of_this_boot or not left.is_of_this_machine):
+            return _leave(left, error)
         return _settle_damaged(archive, left.token)
-    if _has_row(archive, instance_path(identity, left.token), identity.sop_instance_uid):
+    relative = instance_path(identity, left.token)
+    if _has_row(archive, relative, identity.sop_instance_uid):
         return "kept"
-    # A file that was named without a sync may be cut where the machine has died since.
-    if not left.is_of_this_boot and not _is_whole_data_set(left.path):
-        return _settle_damaged(archive, left.token)
+    if left.is_relaxed and not left.is_of_this_machine:
+        return None  # its own machine, which may be alive, adopts it
+    if left.is_of_this_boot:
+        return _adopt(archive, left, identity, sender)
+    remove([archive.storage / relative])
     quarantined = archive.storage / "quarantine" / quarantine_name(identity.sop_instance_uid, left.path)
     if quarantined.exists() and not _is_told(archive, identity.study_uid, quarantined.name):
-        remove([quarantined])  # it comes there once more, and is told
+        remove([quarantined])  # the sender was not told; it comes again
+    return "unacknowledged"
+
+
+def _identify(path: Path) -> tuple[Identity, str]:
+    """What a file of ours holds, read as it was when it was received, and the AE title that sent it."""
+    meta = read_file_meta_info(path)
+    scan = HeaderScan(str(meta.TransferSyntaxUID), maximum_inflated_bytes=_MAXIMUM_INFLATED_BYTES)
+    with path.open("rb") as file:
+        file.seek(dataset_offset(path))
+        while not scan.knows_identity and (piece := file.read(_PIECE_BYTES)):
+            scan.feed(piece)
+    return scan.early_identity(), str(meta.get("SourceApplicationEntityTitle", ""))
+
+
+def _adopt(archive: Archive, left: LeftFile, identity: Identity, sender: str) -> str | None:
+    """Give a file its row that may have been acknowledged before it had one; `ArchiveError` when that must wait."""
     try:
         archive.ingest.adopt(left, identity, sender)
-    except (ArchiveError, ValueError) as error:  # ValueError: what the database cannot hold
-        _log.error("ALARM: a complete instance without a row stays in %s: %s", left.path, error)
-        return None
+    except Exception as error:
+        if not archive.ingest.is_at_fault(error):
+            raise ArchiveError(f"an instance cannot be adopted now: {type(error).__name__}") from error
+        return _leave(left, error)
     return "adopted"
 
 
-def _is_behind_identity(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return tag > _LAST_OF_IDENTITY
-
-
-def _is_whole_data_set(path: Path) -> bool:
-    """Whether the file ends where its last element does; no value is read on the way."""
-    try:
-        with path.open("rb") as file:
-            dcmread(file, defer_size=0)
-            return file.tell() == os.fstat(file.fileno()).st_size
-    except Exception:  # pydicom raises many kinds over a damaged file
-        return False
+def _leave(left: LeftFile, error: Exception) -> None:
+    _log.error("ALARM: an instance that may have been acknowledged stays in %s: %s", left.path, type(error).__name__)
 
 
 def _settle_damaged(archive: Archive, token: str) -> str:
@@ -171,7 +190,7 @@ def _report_missing(archive: Archive) -> int:
             .select_from(schema.instances.join(schema.series).join(schema.studies))
             .where(columns.id > checked)
         )
-        broken = [row for row in connection.execute(query) if not _is_whole(archive.storage / row.path, row.size)]
+        broken = [row for row in connection.execute(query) if not is_whole(archive.storage / row.path, row.size)]
     for row in broken:
         reason = f"the file of instance {row.sop_instance_uid} is missing or cut: send the study again"
         with archive.database.write() as connection:
@@ -182,10 +201,3 @@ def _report_missing(archive: Archive) -> int:
             )
             record_event(connection, "recover", row.study_uid, f"ALARM: {reason}")
     return len(broken)
-
-
-def _is_whole(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except OSError:
-        return False

@@ -11,7 +11,11 @@ import itertools
 import logging
 import threading
 from collections import deque
+from contextlib import suppress
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from node.archive.database import Database, record_event
 from node.archive.files import SpoolFile
 from node.archive.ingest import LOCK_PATIENCE_S, Arrival, Ingest, Outcome
 from node.dicom.identity import Identity
@@ -19,7 +23,7 @@ from node.errors import ArchiveError
 
 _log = logging.getLogger(__name__)
 
-MOST = 256  # instances without a row: each holds a descriptor, and a start after a death reads each again
+MOST = 256  # instances without a row, or a few more: each holds a descriptor, and a start after a death reads each
 _GATHER_S = 0.02
 _RETRY_S = 0.5
 
@@ -27,8 +31,9 @@ _RETRY_S = 0.5
 class RowsBehind:
     """The thread that makes the rows; safe to use from many threads."""
 
-    def __init__(self, ingest: Ingest):
+    def __init__(self, ingest: Ingest, database: Database):
         self._ingest = ingest
+        self._database = database
         self._waiting: deque[tuple[Arrival, SpoolFile]] = deque()  # the oldest first; they go when their rows are there
         self._changed = threading.Condition()
         self._taken = self._settled = 0
@@ -45,8 +50,8 @@ class RowsBehind:
         must not be acknowledged, and nothing of it is left behind but what the caller closes.
         """
         with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) < MOST or self._refused, LOCK_PATIENCE_S)
-            if self._refused or len(self._waiting) >= MOST:
+            self._changed.wait_for(lambda: len(self._waiting) < MOST or self._refused or self._closing, LOCK_PATIENCE_S)
+            if self._refused or self._closing or len(self._waiting) >= MOST:
                 raise ArchiveError(self._refused or "the database is too far behind")
         arrival = self._ingest.name(spooled, identity, received_from)
         with self._changed:
@@ -77,24 +82,19 @@ class RowsBehind:
         while group := self._next(most):
             try:
                 self._ingest.commit_acknowledged([arrival for arrival, _ in group])
+                for arrival, spooled in group:
+                    if arrival.outcome is None:
+                        self._ingest.settle_conflict(arrival)
+                    self._finish(arrival, spooled)
+                most = MOST
             except Exception as error:  # whatever it is, what was acknowledged stays
-                if len(group) > 1:
-                    most = 1  # it may be one of them that is refused
-                elif self._ingest.is_at_fault(error):
+                if not self._ingest.is_at_fault(error):
+                    if self._refuse(error):
+                        return
+                elif most > 1:
+                    most = 1  # one by one, to see which it is
+                else:
                     self._leave(*group[0], error)
-                elif self._refuse(error):
-                    return
-                continue
-            most = MOST
-            for arrival, spooled in group:
-                if arrival.outcome is Outcome.CONFLICT:
-                    _log.error(
-                        "ALARM: instance %s came again from %s with other content: quarantined",
-                        arrival.identity.sop_instance_uid,
-                        arrival.received_from,
-                    )
-                spooled.close()
-            self._forget(len(group))
 
     def _next(self, most: int) -> list[tuple[Arrival, SpoolFile]]:
         """The oldest without a row, a moment after the first came; none when all is done and the end is near."""
@@ -103,26 +103,36 @@ class RowsBehind:
             self._changed.wait_for(lambda: self._closing or self._asked > self._settled, _GATHER_S)
             return list(itertools.islice(self._waiting, most))
 
-    def _forget(self, count: int) -> None:
+    def _finish(self, arrival: Arrival, spooled: SpoolFile) -> None:
+        if arrival.outcome is Outcome.CONFLICT:
+            _log.error(
+                "ALARM: instance %s came again from %s with other content: quarantined",
+                arrival.identity.sop_instance_uid,
+                arrival.received_from,
+            )
+        spooled.close()
+        self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
         with self._changed:
-            for _ in range(count):
-                self._waiting.popleft()
-            self._settled += count
+            self._waiting.popleft()
+            self._settled += 1
+            if self._refused:
+                _log.warning("the database takes rows again")
             self._refused = ""
             self._changed.notify_all()
 
     def _leave(self, arrival: Arrival, spooled: SpoolFile, error: Exception) -> None:
-        """An instance that the database will never take as it is: kept for a person, and out of the others' way."""
-        _log.error(
-            "ALARM: instance %s from %s was acknowledged and the database does not take it (%s): it stays in %s",
-            arrival.identity.sop_instance_uid,
-            arrival.received_from,
-            type(error).__name__,
-            spooled.path,
-        )
+        """An instance that will never have a row as it is: kept for a person, and out of the others' way."""
+        uid, sender = arrival.identity.sop_instance_uid, arrival.received_from
+        what = f"ALARM: instance {uid} from {sender} was acknowledged and cannot have a row ({type(error).__name__})"
+        told = f"{what}: it stays in spool/{spooled.path.name}"
+        _log.error(told)
+        with suppress(SQLAlchemyError), self._database.write() as connection:
+            record_event(connection, "receive", arrival.identity.study_uid, told)
         spooled.leave()
         spooled.close()
-        self._forget(1)
+        self._forget_oldest()
 
     def _refuse(self, error: Exception) -> bool:
         """Take nothing more until the database does; True when the end is near and the next start sees to the rest."""

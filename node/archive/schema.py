@@ -1,8 +1,8 @@
 """The tables of the archive, one schema for SQLite and PostgreSQL.
 
-Times are Unix seconds, UTC. A row of `instances` exists only for a file that is durable under its final name; a row
-of `jobs` says all that a worker needs; `events` is the story of a study, one line per transition, written in the same
-transaction.
+Times are Unix seconds, UTC. A row of `instances` exists only for a file that has its final name, and is durable there
+(unless it was received with `durability: relaxed`); a row of `jobs` says all that a worker needs; `events` is the story
+of a study, one line per transition, written in the same transaction.
 """
 
 from __future__ import annotations

@@ -36,9 +36,7 @@ class Archive:
     """Files and database below one storage folder."""
 
     def __init__(self, storage: Path, database_url: str, *, durable: bool = True):
-        """`durable=False`: what is received is not synced. What is made of it always is, and so is the database but
-        for the rows of received instances.
-        """
+        """`durable=False`: what comes by C-STORE is not synced before it is acknowledged. All else always is."""
         self.storage = storage
         self.durable = durable
         for name in ("spool", "instances", "results", "quarantine"):
@@ -47,16 +45,16 @@ class Archive:
             except OSError as error:
                 raise ArchiveError(f"cannot make the storage folder {storage / name}: {error.strerror}") from error
         self.database = Database(database_url)
-        self.ingest = Ingest(storage, self.database, durable=durable)
+        self.ingest = Ingest(storage, self.database)
 
     def close(self) -> None:
         """Close the database."""
         self.ingest.close()
         self.database.close()
 
-    def spool_file(self, digester: Digester | None = None) -> SpoolFile:
+    def spool_file(self, digester: Digester | None = None, *, relaxed: bool = False) -> SpoolFile:
         """A new file in the spool; a context manager."""
-        return SpoolFile(self.storage / "spool", digester)
+        return SpoolFile(self.storage / "spool", digester, relaxed=relaxed)
 
     # -- instances ---------------------------------------------------------------------------------------------------
 

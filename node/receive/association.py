@@ -190,7 +190,11 @@ class Association:
     def _commit_to(self, request: Command, context_id: int, context: AcceptedContext) -> None:
         assert self._sender is not None
         asked = self._small_data_set(request, context_id)
-        self._services.storage.settle()  # it is about what came a moment ago
+        if not self._services.storage.settle():  # it is about what came a moment ago
+            answer = Answer(Status.PROCESSING_FAILURE, "the archive cannot answer now")
+            self._tell_refused(answer)
+            self._answer(request, context_id, answer)
+            return
         answer, report = self._services.commitment.take(request, asked, context.transfer_syntax, self._sender)
         self._tell_refused(answer)
         self._answer(request, context_id, answer)

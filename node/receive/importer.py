@@ -23,9 +23,9 @@ from pydicom.filereader import _read_file_meta_info, read_preamble
 from node.archive.files import SpoolFile
 from node.archive.ingest import Outcome
 from node.archive.store import Archive
+from node.dicom.header_scan import TRANSFER_SYNTAXES, HeaderScan
 from node.dicom.identity import Identity
 from node.errors import InputRefused, InstanceRefused, RadnodeError
-from node.receive.header import TRANSFER_SYNTAXES, HeaderScan
 from node.receive.limits import Limits, Watermark
 from node.receive.storage import file_header
 

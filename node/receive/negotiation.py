@@ -25,9 +25,9 @@ from pynetdicom.pdu_primitives import (
 from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
 from pynetdicom.sop_class import _STORAGE_CLASSES
 
+from node.dicom.header_scan import TRANSFER_SYNTAXES
 from node.dicom.identity import is_uid
 from node.dicom.uid import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
-from node.receive.header import TRANSFER_SYNTAXES
 from node.receive.wire import Violation
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"

@@ -1,4 +1,4 @@
-"""The life of the receiving process: recover what a crash left, listen, and answer Success only for what is durable."""
+"""The life of the receiving process: recover what a crash left, listen, and answer Success only for what is kept."""
 
 from __future__ import annotations
 

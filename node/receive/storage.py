@@ -19,11 +19,11 @@ from node.archive.files import Digester, SpoolFile
 from node.archive.ingest import Outcome
 from node.archive.rows_behind import RowsBehind
 from node.archive.store import Archive
+from node.dicom.header_scan import HeaderScan
 from node.dicom.identity import is_uid
 from node.dicom.uid import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from node.errors import ArchiveError, ArchiveFull, InstanceRefused
 from node.receive.dimse import Command, Element, Status
-from node.receive.header import HeaderScan
 from node.receive.limits import Limits, Watermark
 from node.receive.negotiation import AcceptedContext
 from node.receive.wire import AbortReason, Violation
@@ -49,7 +49,7 @@ class Storage:
         self.archive = archive
         self.limits = limits
         self.watermark = watermark
-        self.rows_behind = None if archive.durable else RowsBehind(archive.ingest)
+        self.rows_behind = None if archive.durable else RowsBehind(archive.ingest, archive.database)
         self._cores = len(os.sched_getaffinity(0))
         self._storing = 0
         self._lock = threading.Lock()
@@ -65,10 +65,9 @@ class Storage:
             with self._lock:
                 self._storing -= 1
 
-    def settle(self) -> None:
-        """Have a row for everything that was acknowledged up to now, unless the database takes none."""
-        if self.rows_behind is not None:
-            self.rows_behind.settle()
+    def settle(self) -> bool:
+        """Have a row for everything that was acknowledged up to now; False when the database takes none."""
+        return self.rows_behind is None or self.rows_behind.settle()
 
     def close(self) -> None:
         """End what runs beside the associations, when they have ended."""
@@ -135,9 +134,9 @@ class StorageSession:
 
     def _new_file(self) -> SpoolFile:
         if not self._storage.has_core_to_spare:
-            return self._archive.spool_file()
+            return self._archive.spool_file(relaxed=self._rows_behind is not None)
         self._digester = self._digester or Digester()
-        return self._archive.spool_file(self._digester)
+        return self._archive.spool_file(self._digester, relaxed=self._rows_behind is not None)
 
     def _store(
         self, request: Command, context: AcceptedContext, sender: str, fragments: Iterator[memoryview]

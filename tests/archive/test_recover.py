@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import threading
 import time
 from contextlib import closing
@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from pydicom import Dataset
 
 from node.archive import files
 from node.archive.files import dataset_offset, file_sha256
@@ -18,6 +19,7 @@ from node.archive.records import StudyState
 from node.archive.recover import Recovered, note_clean_stop, recover
 from node.archive.store import Archive
 from node.dicom.identity import Identity
+from node.errors import ArchiveError
 from node.receive.importer import import_path
 from node.receive.storage import file_header
 from tests.archive.test_ingest import identity
@@ -25,13 +27,15 @@ from tests.benchmark.ingest import make_images
 from tests.receive.sending import ct, encode
 
 
-def left_behind(archive: Archive, *, named: bool) -> tuple[Path, Identity]:
+def left_behind(
+    archive: Archive, *, named: bool, relaxed: bool = False, image: Dataset | None = None
+) -> tuple[Path, Identity]:
     """A complete file in the spool as a dead process leaves it, with or without its final name."""
-    image = ct()
+    image = image or ct()
     identity = Identity(
         image.SOPClassUID, image.SOPInstanceUID, image.StudyInstanceUID, image.SeriesInstanceUID, "1.2.840.10008.1.2.1"
     )
-    with archive.spool_file() as spooled:
+    with archive.spool_file(relaxed=relaxed) as spooled:
         spooled.write(file_header(image.SOPClassUID, image.SOPInstanceUID, "1.2.840.10008.1.2.1", "CT1"), hashed=False)
         spooled.write(encode(image))
         if named:
@@ -44,39 +48,81 @@ def test_nothing_to_do(archive: Archive) -> None:
     assert not recover(archive)
 
 
-def test_fragments_go_and_named_files_are_adopted(archive: Archive) -> None:
+def test_fragments_and_unacknowledged_files_go(archive: Archive) -> None:
     fragment, _ = left_behind(archive, named=False)
     named, identity = left_behind(archive, named=True)
     final = archive.storage / instance_path(identity, named.stem)
     assert final.exists()
-    assert recover(archive) == Recovered(fragments=1, adopted=1)
-    assert not any(path.exists() for path in (fragment, named))
+    assert recover(archive) == Recovered(fragments=1, unacknowledged=1)
+    assert not any(path.exists() for path in (fragment, named, final))
+
+
+def test_what_may_have_been_acknowledged_is_adopted(archive: Archive) -> None:
+    """The row is the one that it would have had."""
+    image = ct(PatientID="A\\B", StudyDate="20260102", StudyDescription="Thorax")
+    named, identity = left_behind(archive, named=True, relaxed=True, image=image)
+    assert recover(archive) == Recovered(adopted=1)
     (instance,) = archive.instances(1)
-    assert archive.storage / instance.path == final
+    final = archive.storage / instance.path
+    assert final == archive.storage / instance_path(identity, named.stem)
     assert (instance.size, instance.received_from) == (final.stat().st_size, "CT1")
     assert instance.sha256 == file_sha256(final, dataset_offset(final))
+    (study,) = archive.studies()
+    assert (study.patient_id, study.study_date, study.description) == ("A\\B", "20260102", "Thorax")
+    assert not named.exists()
 
 
-@pytest.mark.parametrize("lost", [1, 300])
-def test_a_named_file_that_another_boot_left_cut_goes(
-    archive: Archive, monkeypatch: pytest.MonkeyPatch, lost: int
+def test_what_came_again_meanwhile_is_there_once_and_a_conflict_is_told(archive: Archive) -> None:
+    image = ct()
+    left_behind(archive, named=True, relaxed=True, image=image)
+    left_behind(archive, named=True, relaxed=True, image=image)
+    image.PatientComments = "another content"
+    left_behind(archive, named=True, relaxed=True, image=image)
+    assert recover(archive) == Recovered(adopted=3)
+    assert len(archive.instances(1)) == len(list((archive.storage / "instances").rglob("*.dcm"))) == 1
+    assert len(list((archive.storage / "quarantine").iterdir())) == 1
+    assert any(
+        "came again from CT1 with other content" in event.what for event in archive.events(image.StudyInstanceUID)
+    )
+    assert list((archive.storage / "spool").iterdir()) == []
+
+
+def test_what_a_machine_left_that_has_died_since_is_not_believed(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a sync (durability: relaxed) a machine's death may take the end of a file that has its name."""
-    whole, _ = left_behind(archive, named=True)
-    cut, identity = left_behind(archive, named=True)
-    os.truncate(cut, cut.stat().st_size - lost)
+    """Without a sync a machine's death may take any part of a file."""
+    named, identity = left_behind(archive, named=True, relaxed=True)
     monkeypatch.setattr(files, "_boot", lambda: "another-")
-    assert recover(archive) == Recovered(fragments=1, adopted=1)
-    assert not (archive.storage / instance_path(identity, cut.stem)).exists()
-    assert not any(path.exists() for path in (whole, cut))
+    assert recover(archive) == Recovered(unacknowledged=1)
+    assert not named.exists()
+    assert not (archive.storage / instance_path(identity, named.stem)).exists()
 
 
-def test_what_the_database_does_not_take_stays(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
-    named, identity = left_behind(archive, named=True)
+def test_what_another_machine_left_is_left_to_it(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    named, _ = left_behind(archive, named=True, relaxed=True)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(files, "_machine", lambda: "another-")
+        assert not recover(archive)
+        assert named.exists()
+    assert recover(archive) == Recovered(adopted=1)
+
+
+def test_what_cannot_be_read_now_stays(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    named, identity = left_behind(archive, named=True, relaxed=True)
+    with monkeypatch.context() as broken:
+        broken.setattr("node.archive.recover.read_file_meta_info", Mock(side_effect=OSError(errno.EIO, "I/O error")))
+        assert not recover(archive)
+    assert (archive.storage / instance_path(identity, named.stem)).exists()
+    assert recover(archive) == Recovered(adopted=1)
+
+
+def test_a_start_waits_for_a_database_that_takes_nothing(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    named, identity = left_behind(archive, named=True, relaxed=True)
     with monkeypatch.context() as broken:
         error = archive.database.engine.dialect.loaded_dbapi.OperationalError("disk full")
         broken.setattr(archive.ingest, "_insert", Mock(side_effect=error))
-        assert not recover(archive)
+        with pytest.raises(ArchiveError, match="cannot be adopted now"):
+            recover(archive)
     assert named.exists()
     assert (archive.storage / instance_path(identity, named.stem)).exists()
     assert recover(archive) == Recovered(adopted=1)
@@ -105,7 +151,7 @@ def test_a_conflict_that_was_not_told_goes(archive: Archive) -> None:
     spooled, identity = left_behind(archive, named=True)
     name = quarantine_name(identity.sop_instance_uid, spooled)
     (archive.storage / "quarantine" / name).hardlink_to(spooled)
-    assert recover(archive) == Recovered(adopted=1)
+    assert recover(archive) == Recovered(unacknowledged=1)
     assert list((archive.storage / "quarantine").iterdir()) == []
 
 
@@ -122,6 +168,20 @@ def test_rows_without_a_file_raise_an_alarm(archive: Archive, tmp_path: Path) ->
     alarms = [event.what for event in archive.events(study.study_uid) if event.what.startswith("ALARM")]
     assert len(alarms) == 2
     assert any(missing.sop_instance_uid in alarm for alarm in alarms)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"cut")])
+def test_a_lost_file_that_comes_again_is_whole_again(archive: Archive, tmp_path: Path, damage) -> None:
+    make_images(tmp_path / "images", 2, rows=16)
+    list(import_path(tmp_path / "images", archive))
+    lost, other = (archive.storage / one.path for one in archive.instances(1))
+    damage(lost)
+    assert [one.outcome for one in import_path(tmp_path / "images", archive)].count(Outcome.STORED) == 1
+    assert not recover(archive)
+    assert archive.study(archive.studies()[0].study_uid).instances == 2
+    assert len(list((archive.storage / "instances").rglob("*.dcm"))) == 2
+    assert other.exists()
+    assert any("missing or cut, came again" in event.what for event in archive.events(archive.studies()[0].study_uid))
 
 
 def test_a_clean_stop_makes_the_next_start_short(archive: Archive, tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -27,13 +28,13 @@ from tests.running_node import wait_until
 
 @pytest.fixture
 def ingest(archive: Archive) -> Iterator[Ingest]:
-    with closing(Ingest(archive.storage, archive.database, durable=False)) as ingest:
+    with closing(Ingest(archive.storage, archive.database)) as ingest:
         yield ingest
 
 
 @pytest.fixture
-def behind(ingest: Ingest) -> Iterator[RowsBehind]:
-    with closing(RowsBehind(ingest)) as behind:
+def behind(archive: Archive, ingest: Ingest) -> Iterator[RowsBehind]:
+    with closing(RowsBehind(ingest, archive.database)) as behind:
         yield behind
 
 
@@ -41,7 +42,7 @@ def take(
     archive: Archive, behind: RowsBehind, of: Identity, content: bytes = b"content", digester: Digester | None = None
 ) -> None:
     """Receive one instance."""
-    spooled = archive.spool_file(digester)
+    spooled = archive.spool_file(digester, relaxed=True)
     try:
         spooled.write(content)
         behind.take(spooled, of, "CT1")
@@ -125,7 +126,41 @@ def test_one_that_the_database_cannot_hold_does_not_stop_the_others(
     assert behind.settle()
     assert archive.study("1.1").instances == 2
     assert len(files(archive, "spool")) == 1, "it was acknowledged, so it stays"
-    assert "ALARM: instance 1.3.1 from CT1 was acknowledged and the database does not take it" in caplog.text
+    told = "ALARM: instance 1.3.1 from CT1 was acknowledged and cannot have a row (ValueError)"
+    assert told in caplog.text
+    assert any(told in event.what for event in archive.events("1.1"))
+
+
+def test_an_image_that_the_disk_does_not_give_back_does_not_stop_the_others(
+    archive: Archive, behind: RowsBehind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Digester()) as digester:
+        pread = os.pread
+        monkeypatch.setattr(os, "pread", Mock(side_effect=OSError(errno.EIO, "I/O error")))
+        take(archive, behind, identity(1), digester=digester)
+        digester.wait()
+        monkeypatch.setattr(os, "pread", pread)
+        take(archive, behind, identity(2), digester=digester)
+        assert behind.settle()
+    assert [one.sop_instance_uid for one in archive.instances(1)] == ["1.3.2"]
+    assert len(files(archive, "spool")) == 1
+
+
+def test_a_digest_is_whole_when_its_digester_ended(archive: Archive) -> None:
+    digester = Digester()
+    with archive.spool_file(digester) as spooled:
+        spooled.write(b"first")
+        digester.close()
+        spooled.write(b"second")
+        assert spooled.sha256 == hashlib.sha256(b"firstsecond").hexdigest()
+
+
+def test_after_the_end_nothing_is_taken(archive: Archive, ingest: Ingest) -> None:
+    behind = RowsBehind(ingest, archive.database)
+    behind.close()
+    with pytest.raises(ArchiveError):
+        take(archive, behind, identity())
+    assert files(archive, "instances") == files(archive, "spool") == []
 
 
 def test_what_has_no_row_at_the_end_is_adopted_at_the_next_start(
@@ -136,7 +171,7 @@ def test_what_has_no_row_at_the_end_is_adopted_at_the_next_start(
     header = file_header(image.SOPClassUID, image.SOPInstanceUID, "1.2.840.10008.1.2.1", "CT1")
     with monkeypatch.context() as broken:
         broken.setattr(ingest, "_insert", refuse(archive))
-        with closing(RowsBehind(ingest)) as behind:
+        with closing(RowsBehind(ingest, archive.database)) as behind:
             take(archive, behind, of, header + encode(image))
     assert recover(archive) == Recovered(adopted=1)
     (instance,) = archive.instances(1)
@@ -146,7 +181,7 @@ def test_what_has_no_row_at_the_end_is_adopted_at_the_next_start(
 
 
 def test_it_does_not_fall_behind_without_bound(
-    archive: Archive, ingest: Ingest, behind: RowsBehind, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    archive: Archive, ingest: Ingest, behind: RowsBehind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows_behind, "MOST", 5)
     monkeypatch.setattr(rows_behind, "LOCK_PATIENCE_S", 0.1)

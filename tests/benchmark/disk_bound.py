@@ -23,7 +23,7 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 def contract(folder: Path, contents: list[bytes]) -> None:
-    """File synced, named, its folder synced, a row committed: for one image after the other."""
+    """File named, synced, its folder synced, a row committed: for one image after the other."""
     (folder / "final").mkdir()
     with contextlib.closing(sqlite3.connect(folder / "rows.sqlite", isolation_level=None)) as database:
         database.execute("PRAGMA journal_mode = WAL")
@@ -31,8 +31,8 @@ def contract(folder: Path, contents: list[bytes]) -> None:
         database.execute("CREATE TABLE rows (id INTEGER PRIMARY KEY, name TEXT UNIQUE)")
         for number, content in enumerate(contents):
             spooled, final = folder / f"{number}.part", folder / "final" / f"{number}.dcm"
-            _write(spooled, content)
-            os.rename(spooled, final)
+            _write(spooled, content, final)
+            os.unlink(spooled)
             parent = os.open(folder / "final", os.O_RDONLY)
             os.fsync(parent)
             os.close(parent)
@@ -53,9 +53,11 @@ def files(folder: Path, contents: list[bytes], writers: int) -> None:
         thread.join()
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes, name: Path | None = None) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     os.write(descriptor, content)
+    if name is not None:
+        os.link(path, name)
     os.fsync(descriptor)
     os.close(descriptor)
 

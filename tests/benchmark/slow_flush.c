@@ -1,7 +1,7 @@
 /* A drive whose flush takes SLOW_FLUSH_MS milliseconds, for a process that this library is loaded into (LD_PRELOAD).
 
    fsync and fdatasync do what they do; then they wait until a flush of an imagined drive has made safe what they wrote.
-   The drive makes one flush at a time and holds what it was given before. So whoever comes waits for a flush that began
+   The drive, one for each process, makes one flush at a time and holds what it was given before. So whoever comes waits for a flush that began
    after the last sector was written to the device (the kernel counts them: /sys/dev/block/MAJOR:MINOR/stat), all who
    wait share it, and where nothing was written since the last one nothing is waited for. One block more does not count:
    ext4's journal writes its superblock behind a commit, and past the drive's cache (FUA). */
@@ -34,8 +34,10 @@ static unsigned long long written_sectors(int descriptor)
         return 0;
     snprintf(path, sizeof path, "/sys/dev/block/%u:%u/stat", major(file.st_dev), minor(file.st_dev));
     int statistics = open(path, O_RDONLY | O_CLOEXEC);
-    if (statistics < 0)
-        return 0; /* no block device: no drive to flush */
+    if (statistics < 0) {
+        fprintf(stderr, "slow_flush: %s is not there: measure on a file system of one block device (--scratch)\n", path);
+        abort();
+    }
     ssize_t length = read(statistics, line, sizeof line - 1);
     close(statistics);
     line[length > 0 ? length : 0] = 0;

@@ -18,9 +18,9 @@ from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from node.dicom.header_scan import HeaderScan
 from node.dicom.identity import Identity, read_identity
 from node.errors import InstanceRefused
-from node.receive.header import HeaderScan
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 NATIVE = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian]
