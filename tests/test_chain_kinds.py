@@ -41,7 +41,7 @@ ROUTES = """
     when: {Modality: CT}
     run: [bone, not_installed]
     send_to: [pacs, old]
-    results: [seg, sr, summary, overlay, map, keys, gsps]
+    results: [seg, sr, summary, overlay, map, keys, gsps, rtstruct]
 """
 HOUSE = '{series_number: 7000, series_description: "KI {model} {version} {kind}", language: de}'
 # What dciodvfy of 2022 says of an object class that is younger than it (docs/dicom-validity.md).
@@ -107,7 +107,7 @@ def test_each_destination_gets_its_kinds_once(tmp_path: Path, models: Path, pacs
             check_what_arrived(held, [dcmread(file) for file in received.iterdir()])
             (made,) = [job["reason"] for job in shown["jobs"] if job["state"] == "done"]
             assert made.startswith(
-                f"SEG-LABELMAP and SR-LABELMAP and SUMMARY and OVERLAY ({SLICES}) and MAP and KEYS and GSPS made"
+                f"SEG-LABELMAP and SR-LABELMAP and SUMMARY and OVERLAY ({SLICES}) and MAP and KEYS and GSPS and RTSTRUCT made"
             )
             results = {file: file.read_bytes() for file in (node.folder / "var" / "results").rglob("*.dcm")}
             assert len(results) == len(held)
@@ -157,6 +157,7 @@ def check_what_arrived(at_pacs: list[Dataset], at_old: list[Dataset]) -> None:
         (7004, "OT", "KI bone 1.2.0 map"): 1,
         (7005, "KO", "KI bone 1.2.0 keys"): 1,
         (7006, "PR", "KI bone 1.2.0 gsps"): 1,
+        (7007, "RTSTRUCT", "KI bone 1.2.0 rtstruct"): 1,
     }
     (seg,) = [each for each in at_pacs if each.Modality == "SEG"]
     assert seg.SOPClassUID == LABELMAP_STORAGE

@@ -298,7 +298,7 @@ def test_mistake_is_told_with_line_and_field(
     assert str(refusal.value) == f"{path}:{line}: {f'{field}: ' if field else ''}{message}"
 
 
-KINDS = "expected 'seg', 'sr', 'summary', 'overlay', 'map', 'keys' or 'gsps'"
+KINDS = "expected 'seg', 'sr', 'summary', 'overlay', 'map', 'keys', 'gsps' or 'rtstruct'"
 PRIORITIES = "expected 'stat', 'urgent', 'routine' or 'background'"
 DURATION = "expected a duration above zero with its unit, such as 30s, 10m, 2h or 7d"
 TRUTH = "expected true or false"

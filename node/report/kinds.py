@@ -17,6 +17,7 @@ class Kind(StrEnum):
     MAP = "map"  # parametric map of probabilities or of what a score came from
     KEYS = "keys"  # key object selection of the images that matter
     GSPS = "gsps"  # presentation state with the outlines
+    RTSTRUCT = "rtstruct"  # RT structure set
 
 
 class SegForm(StrEnum):
@@ -43,6 +44,7 @@ _STORAGE = {  # PS3.4 B.5
     Kind.MAP: "1.2.840.10008.5.1.4.1.1.30",
     Kind.KEYS: "1.2.840.10008.5.1.4.1.1.88.59",
     Kind.GSPS: "1.2.840.10008.5.1.4.1.1.11.1",
+    Kind.RTSTRUCT: "1.2.840.10008.5.1.4.1.1.481.3",
 }
 
 

@@ -19,6 +19,7 @@ from node.report.kinds import Kind, SegForm, Wanted
 from node.report.overlay import make_overlay
 from node.report.parametric import make_maps, make_saliency_maps
 from node.report.quiet import quietly
+from node.report.rtstruct import make_rtstruct
 from node.report.sr import make_sr
 from node.report.subject import Subject
 from node.report.summary import make_summary
@@ -64,6 +65,7 @@ _FURTHER: dict[Kind, Callable[[Findings], list[Dataset]]] = {
     Kind.MAP: lambda findings: _make_maps(findings.subject),
     Kind.KEYS: lambda findings: _if_any(make_keys(findings, {})),
     Kind.GSPS: make_gsps,
+    Kind.RTSTRUCT: make_rtstruct,
 }
 
 

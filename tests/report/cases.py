@@ -52,7 +52,7 @@ MANIFEST: dict[str, Any] = {
 CREATED = datetime(2026, 3, 4, 5, 6, 7, 890123, UTC)
 # What dciodvfy calls the objects that it is asked about here.
 KNOWN_OBJECTS = {"Segmentation", "Comprehensive3DSR", "CTImage", "MRImage", "PETImage", "KeyObjectSelectionDocument"}
-KNOWN_OBJECTS |= {"GrayscaleSoftcopyPresentationState", "ColorSoftcopyPresentationState"}
+KNOWN_OBJECTS |= {"GrayscaleSoftcopyPresentationState", "ColorSoftcopyPresentationState", "RTStructureSet"}
 # Case name to folder and what its series' files have in their path or as their modality.
 SERIES = {
     "philips_ct": ("chest_ct_philips", "CT", ""),
