@@ -283,7 +283,14 @@ def _check_references(data: object) -> Iterator[tuple[Location, str]]:
     if "peers" in config and not isinstance(config["peers"], Mapping):
         return  # told already; every name would be unknown for this one reason
     yield from _check_peers(peers)
-    for index, name in listing_of(mapping_of(config.get("receive")).get("from")):
+    receive = mapping_of(config.get("receive"))
+    if receive.get("durability") == "relaxed" and config.get("database", "sqlite") != "sqlite":
+        yield (
+            ("receive", "durability"),
+            "found 'relaxed' with a PostgreSQL database; expected 'full': relaxed is for one machine with SQLite, for "
+            "of several none knows what another one lost",
+        )
+    for index, name in listing_of(receive.get("from")):
         yield from _check_peer_name(("receive", "from", index), name, peers)
     complete = mapping_of(config.get("complete"))
     quiet, longest = complete.get("quiet", "30s"), complete.get("longest")

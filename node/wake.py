@@ -43,7 +43,7 @@ class Bell:
         self._socket: socket.socket | None = None
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
-            make_folder(self._path.parent, durable=False)
+            make_folder(self._path.parent)
             with _folder(self._path.parent) as short:
                 channel.bind(f"{short}/{self._path.name}")
             self._socket = channel

@@ -137,6 +137,15 @@ receive:
     assert receive.tls.client_authority == Path("/etc/ssl/hospital.pem")
 
 
+def test_relaxed_durability_is_for_one_machine(write: Write) -> None:
+    several = GOOD.replace("database: sqlite", "database: postgresql+psycopg://radnode:secret@db/radnode")
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(several.replace("receive:", "receive:\n  durability: relaxed")))
+    (problem,) = caught.value.problems
+    assert problem.field == "receive.durability"
+    assert "relaxed is for one machine with SQLite" in problem.message
+
+
 def test_a_receivers_mistakes(write: Write) -> None:
     wrong = """\
 node: {storage: /srv/radnode}

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import insert, select, update
 
 from node.archive import schema
-from node.archive.files import dataset_offset, file_sha256, sync_file
+from node.archive.files import dataset_offset, file_sha256, sync_file, was_unsynced
 from node.archive.store import Archive
 from node.dicom.commitment import (
     CLASS_INSTANCE_CONFLICT,
@@ -104,7 +104,7 @@ class Commitments:
     def _is_intact(self, row) -> bool:
         path = self._archive.storage / row.path
         try:
-            if not self._archive.durable:
+            if was_unsynced(path):
                 sync_file(path)
             return file_sha256(path, skip=dataset_offset(path)) == row.sha256
         except (OSError, ValueError):

@@ -14,7 +14,6 @@ import hashlib
 import os
 import queue
 import secrets
-import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,11 +23,11 @@ from types import TracebackType
 from node.errors import ArchiveError, ArchiveFull
 
 SPOOL_SUFFIX = ".part"
+OWED_SUFFIX = ".owed"  # of an acknowledged file that is synced and has no row yet
 
 _PIECE_BYTES = 1 << 18
 _CLOSED_LOOK_S = 0.2
 _RELAXED = "relaxed"
-_MARK_CHARACTERS = 8
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -74,7 +73,7 @@ class SpoolFile:
     recovery shall look at it. The spool and the final place must lie on one filesystem. The open file is locked, so
     that a sweep of the spool by another process tells living files from those of the dead. With a `digester` the digest
     is made in its thread. The name of a `relaxed` one says that it may be acknowledged before it is synced and has a
-    row, and by which machine between which start and end.
+    row, and between which start and end of the machine.
     """
 
     def __init__(self, spool: Path, digester: Digester | None = None, *, relaxed: bool = False):
@@ -158,11 +157,11 @@ class SpoolFile:
         """
         _sync(self._descriptor)
 
-    def link(self, final: Path, *, durable: bool = True) -> None:
+    def link(self, final: Path) -> None:
         """Give the file a second name, its final one; the name in the spool tells recovery until the row is there. The
-        folder of `final` is not synced here; its parents are where they are new, and `durable`.
+        folder of `final` is not synced here; its parents are where they are new.
         """
-        _link(self.path, final, durable=durable)
+        _link(self.path, final)
 
     def keep(self, final: Path) -> None:
         """Move the file to `final` and make it durable there. Nothing is lost at `final` when this fails."""
@@ -180,6 +179,18 @@ class SpoolFile:
         """Keep the name in the spool: what became of the file is not known, recovery finds out."""
         self._leave = True
 
+    def owe(self) -> None:
+        """Keep an acknowledged file, whose row is owed, with both of its names, beyond the machine's end."""
+        self.leave()
+        self.sync()
+        try:
+            owed = self.path.with_suffix(OWED_SUFFIX)
+            os.rename(self.path, owed)
+            self.path = owed
+            sync_folder(owed.parent)
+        except OSError as error:
+            raise archive_error(error, "make a file durable") from error
+
 
 class LeftFile:
     """A file in the spool that a dead process left there with its final name; `descriptor` is that of the caller, who
@@ -188,7 +199,7 @@ class LeftFile:
 
     def __init__(self, path: Path, descriptor: int):
         self.path = path
-        self.token = path.name.removesuffix(SPOOL_SUFFIX)
+        self.token = path.stem
         self.size = os.fstat(descriptor).st_size
         self._descriptor = descriptor
 
@@ -198,16 +209,11 @@ class LeftFile:
         return self.token.startswith(_RELAXED)
 
     @property
-    def is_of_this_machine(self) -> bool:
-        """Of a relaxed one: whether it was received here."""
-        return self.token.startswith(f"{_RELAXED}{_machine()}")
-
-    @property
-    def is_of_this_boot(self) -> bool:
-        """Of a relaxed one: whether it was received here since the machine was started. Then it is whole: it got its
-        final name when all of it was written, and what is written outlives its process.
+    def outlived_its_machine(self) -> bool:
+        """Of a relaxed one: whether the machine has ended since, and the file was not synced before: any part of it may
+        be missing. In other cases it is whole: it got its final name when all of it was written.
         """
-        return self.token.startswith(f"{_RELAXED}{_machine()}{_boot()}")
+        return self.path.suffix != OWED_SUFFIX and not self.token.startswith(f"{_RELAXED}{_boot()}")
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -221,9 +227,9 @@ class LeftFile:
         """Bring the content to the disk."""
         _sync(self._descriptor)
 
-    def link(self, final: Path, *, durable: bool = True) -> None:
+    def link(self, final: Path) -> None:
         """Give it one more name."""
-        _link(self.path, final, durable=durable)
+        _link(self.path, final)
 
     def leave(self) -> None:
         """It stays anyway: a later start looks at it again."""
@@ -236,10 +242,10 @@ def _sync(descriptor: int) -> None:
         raise archive_error(error, "make a file durable") from error
 
 
-def _link(path: Path, final: Path, *, durable: bool) -> None:
+def _link(path: Path, final: Path) -> None:
     try:
         while True:
-            make_folder(final.parent, durable=durable)
+            make_folder(final.parent)
             try:
                 os.link(path, final)
                 return
@@ -251,25 +257,15 @@ def _link(path: Path, final: Path, *, durable: bool) -> None:
 
 
 @functools.cache
-def _machine() -> str:
-    """This machine among those that share a storage folder (machine-id(5))."""
-    try:
-        name = Path("/etc/machine-id").read_text()
-    except OSError:
-        name = ""
-    return hashlib.sha256((name or socket.gethostname()).encode()).hexdigest()[:_MARK_CHARACTERS]
-
-
-@functools.cache
 def _boot() -> str:
     """This machine between its start and its end (random(4): boot_id)."""
-    return hashlib.sha256(Path("/proc/sys/kernel/random/boot_id").read_bytes()).hexdigest()[:_MARK_CHARACTERS]
+    return hashlib.sha256(Path("/proc/sys/kernel/random/boot_id").read_bytes()).hexdigest()[:8]
 
 
 def _open_locked(spool: Path, *, relaxed: bool) -> tuple[str, Path, int]:
     """A new file of a random name that this process holds: the name's random part, the file, its descriptor."""
     while True:
-        token = f"{_RELAXED}{_machine()}{_boot()}{secrets.token_hex(8)}" if relaxed else secrets.token_hex(16)
+        token = f"{_RELAXED}{_boot()}{secrets.token_hex(12)}" if relaxed else secrets.token_hex(16)
         path = spool / f"{token}{SPOOL_SUFFIX}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         try:
@@ -282,15 +278,14 @@ def _open_locked(spool: Path, *, relaxed: bool) -> tuple[str, Path, int]:
         os.close(descriptor)  # another receiver that starts swept it away before it was locked
 
 
-def make_folder(folder: Path, *, durable: bool = True) -> None:
+def make_folder(folder: Path) -> None:
     """Make `folder` and its parents; each new name is synced in its parent."""
     if folder.is_dir():
         return
-    make_folder(folder.parent, durable=durable)
+    make_folder(folder.parent)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o750)
-    if durable:
-        sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -329,6 +324,25 @@ def dataset_offset(path: Path) -> int:
     if len(start) < 144 or start[128:132] != b"DICM":
         raise ValueError("no DICOM file")
     return 144 + int.from_bytes(start[140:144], "little")
+
+
+def was_unsynced(path: Path) -> bool:
+    """Whether an instance's file was received without a sync."""
+    return f"-{_RELAXED}" in path.name
+
+
+def is_intact(path: Path, size: int, sha256: str) -> bool:
+    """Whether an instance's file is there as its row tells: of its size, and where the machine has ended since it was
+    received without a sync, of its digest. `OSError` when the disk does not say.
+    """
+    try:
+        if path.stat().st_size != size:
+            return False
+        if not was_unsynced(path) or f"-{_RELAXED}{_boot()}" in path.name:
+            return True
+        return file_sha256(path, dataset_offset(path)) == sha256
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def remove(paths: Sequence[Path]) -> None:

@@ -38,14 +38,18 @@ from node.archive.files import (
     archive_error,
     dataset_offset,
     file_sha256,
+    is_intact,
     remove,
+    sync_file,
     sync_folder,
+    was_unsynced,
 )
 from node.archive.records import StudyState
 from node.dicom.identity import Identity
-from node.errors import ArchiveError, ArchiveFull
+from node.errors import ArchiveError
 
 _ONE = literal_column("1")  # a number would become a parameter
+LOST = ": send the study again"  # how the reason of a study ends that was quarantined because files of it are lost
 RACES = 3  # with another process for the first row of a study, before the sender hears A700
 LOCK_PATIENCE_S = 10.0  # how long a commit waits for another process's transaction before the sender hears A700
 
@@ -108,7 +112,7 @@ class Ingest:
         and is owed its row (`commit_acknowledged`). `ArchiveFull` or `ArchiveError` when the disk refuses.
         """
         arrival = Arrival(spooled, identity, received_from, instance_path(identity, spooled.token))
-        spooled.link(self._storage / arrival.path, durable=False)
+        spooled.link(self._storage / arrival.path)
         return arrival
 
     def commit_acknowledged(self, group: list[Arrival]) -> None:
@@ -117,8 +121,6 @@ class Ingest:
         Those whose UID is here in other bytes have no outcome then, and `settle_conflict` is for them. When this raises
         (see `is_at_fault`) none of the rows was made, and it may be called again with the same.
         """
-        for arrival in group:
-            _ = arrival.spooled.sha256  # waited for here, and not while the database is locked
         with self._committing:
             self._transact_in_race(group)
             self._remove_superfluous(group)
@@ -129,19 +131,20 @@ class Ingest:
         if arrival.judged:
             self.commit_acknowledged([arrival])
 
-    def adopt(self, left: LeftFile, identity: Identity, received_from: str) -> None:
+    def adopt(self, left: LeftFile, identity: Identity, received_from: str) -> Outcome:
         """Keep an acknowledged file that a process left without a row when it died; raises as `commit_acknowledged`."""
         arrival = Arrival(left, identity, received_from, instance_path(identity, left.token))
         self._sync(arrival)
         self.commit_acknowledged([arrival])
         if arrival.outcome is None:
             self.settle_conflict(arrival)
+        assert arrival.outcome is not None
+        return arrival.outcome
 
     def is_at_fault(self, error: Exception) -> bool:
-        """Whether it is the instance that a commit failed for, and not the database or a full disk."""
+        """Whether it is the instance that a commit failed for, and not the database or the disk."""
         dbapi = self._database.engine.dialect.loaded_dbapi
-        faults = (dbapi.DataError, dbapi.IntegrityError, ValueError, OSError, ArchiveError)
-        return isinstance(error, faults) and not isinstance(error, ArchiveFull)
+        return isinstance(error, (dbapi.DataError, dbapi.IntegrityError, ValueError))
 
     def _sync(self, arrival: Arrival) -> None:
         """Bring a named file and its name to the disk."""
@@ -170,7 +173,10 @@ class Ingest:
         """The UID is here in other bytes: outside of the lock see whether it is the same object in another encoding."""
         from node.archive.sameness import same_object  # loads the decoders; commands that only list need none
 
-        if same_object(self._storage / arrival.known_path, arrival.spooled.path):
+        known = self._storage / arrival.known_path
+        if same_object(known, arrival.spooled.path):
+            if was_unsynced(known):
+                sync_file(known)
             arrival.outcome = Outcome.DUPLICATE
             self._remove_superfluous([arrival])
         else:
@@ -208,7 +214,7 @@ class Ingest:
                 for arrival in group:
                     self._commit_group([arrival])
                 return
-            group[0].error = archive_error(error, "sync a folder") if isinstance(error, OSError) else error
+            group[0].error = archive_error(error, "keep an instance") if isinstance(error, OSError) else error
             self._clean_up(group[0])
         for arrival in group:
             arrival.settled = True
@@ -255,10 +261,12 @@ class Ingest:
             if path == arrival.path.as_posix():  # the commit was not answered, and had been made
                 return Outcome.STORED
             if sha256 == arrival.spooled.sha256:
-                if is_whole(self._storage / path, size):
-                    return Outcome.DUPLICATE
-                self._replace(cursor, arrival, Path(path), now)
-                return Outcome.STORED
+                if not is_intact(self._storage / path, size, sha256):
+                    self._replace(cursor, arrival, Path(path), now)
+                    return Outcome.STORED
+                if was_unsynced(Path(path)):  # the one that stays must be as safe as this one
+                    sync_file(self._storage / path)
+                return Outcome.DUPLICATE
             if not arrival.judged:
                 arrival.known_path = path
                 return None
@@ -284,11 +292,32 @@ class Ingest:
 
     def _replace(self, cursor: Any, arrival: Arrival, lost: Path, now: float) -> None:
         """The instance's file was missing or cut, and it came again."""
+        identity, statements = arrival.identity, self._statements
+        row = statements.study.one(cursor, {"uid": identity.study_uid, "series": identity.series_uid})
         self._name_again(arrival)
-        uid, path = arrival.identity.sop_instance_uid, arrival.path.as_posix()
-        self._statements.change_file.run(cursor, {"uid": uid, "new_path": path, "new_size": arrival.spooled.size})
-        self._tell(cursor, arrival.identity, now, f"the file of instance {uid}, which was missing or cut, came again")
+        changes = {"uid": identity.sop_instance_uid, "path": lost.as_posix()}
+        changes |= {"new_path": arrival.path.as_posix(), "new_size": arrival.spooled.size}
+        if row is None or statements.change_file.run(cursor, changes).rowcount != 1:
+            raise ArchiveError("another receiver or retention has changed the instance meanwhile")
         arrival.replaced = lost
+        what = f"the file of instance {identity.sop_instance_uid}, which was missing or damaged, came again"
+        self._tell(cursor, identity, now, what)
+        study_id, state, _, revision, _ = row
+        files = statements.files.all(cursor, {"id": study_id, "reason": LOST})
+        if (
+            state == StudyState.QUARANTINED
+            and files
+            and all(is_intact(self._storage / path, *rest) for path, *rest in files)
+        ):
+            changes = {
+                "id": study_id,
+                "state": StudyState.RECEIVING,
+                "reason": "",
+                "revision": revision + 1,
+                "now": now,
+            }
+            statements.resume_study.run(cursor, changes)
+            self._tell(cursor, identity, now, f"complete again: revision {revision + 1}")
 
     def _name_again(self, arrival: Arrival) -> None:
         """Retention may have removed the study's folder between the naming and this transaction; the spool still has
@@ -356,13 +385,14 @@ class Ingest:
         """Name the file in the quarantine; the same wrong object once, however often it comes."""
         name = _quarantine_name(arrival.identity.sop_instance_uid, arrival.spooled.sha256)
         final = self._storage / "quarantine" / name
-        if final.exists():
-            return
-        arrival.spooled.link(final)
-        sync_folder(final.parent)
+        if not final.exists():
+            arrival.spooled.link(final)
+            sync_folder(final.parent)
         uid, sender = arrival.identity.sop_instance_uid, arrival.received_from
         what = f"ALARM: instance {uid} came again from {sender} with other content; the first stays, the second is "
-        self._tell(cursor, arrival.identity, now, f"{what}quarantine/{name}")
+        told = {"study_uid": arrival.identity.study_uid, "what": f"{what}quarantine/{name}"}
+        if self._statements.told.one(cursor, told) is None:
+            self._tell(cursor, arrival.identity, now, told["what"])
 
     def _tell(self, cursor: Any, identity: Identity, now: float, what: str) -> None:
         event = {"at": now, "actor": "receive", "study_uid": identity.study_uid, "what": what}
@@ -394,14 +424,6 @@ class Ingest:
             with contextlib.suppress(Exception):  # it is given up because it is broken
                 self._connection.invalidate()
             self._connection = None
-
-
-def is_whole(path: Path, size: int) -> bool:
-    """Whether a file is there, of the size that its row tells."""
-    try:
-        return path.stat().st_size == size
-    except OSError:
-        return False
 
 
 def _study_uid(arrival: Arrival) -> str:
@@ -439,8 +461,12 @@ class _Statement:
         assert isinstance(statement, ClauseElement)
         self._text = str(statement.compile(dialect=dialect))
 
-    def run(self, cursor: Any, values: Mapping[str, object]) -> None:
+    def run(self, cursor: Any, values: Mapping[str, object]) -> Any:
         cursor.execute(self._text, values)
+        return cursor
+
+    def all(self, cursor: Any, values: Mapping[str, object]) -> list[Any]:
+        return self.run(cursor, values).fetchall()
 
     def one(self, cursor: Any, values: Mapping[str, object]) -> Any:
         cursor.execute(self._text, values)
@@ -490,8 +516,29 @@ class _Statements:
         self.add_instance = _Statement(insert(instances).values(_bind(instances, skip=("id",))), dialect)
         self.change_file = _Statement(
             update(instances)
-            .where(instances.c.sop_instance_uid == bindparam("uid"))
+            .where((instances.c.sop_instance_uid == bindparam("uid")) & (instances.c.path == bindparam("path")))
             .values(path=bindparam("new_path"), size=bindparam("new_size")),
+            dialect,
+        )
+        # The files of a study, if it is for a lost one that it was quarantined.
+        self.files = _Statement(
+            select(instances.c.path, instances.c.size, instances.c.sha256)
+            .select_from(instances.join(series).join(studies))
+            .where((studies.c.id == bindparam("id")) & studies.c.reason.endswith(bindparam("reason"))),
+            dialect,
+        )
+        self.resume_study = _Statement(
+            update(studies)
+            .where(studies.c.id == bindparam("id"))
+            .values(
+                **{name: bindparam(name) for name in ("state", "reason", "revision")}, last_received_at=bindparam("now")
+            ),
+            dialect,
+        )
+        self.told = _Statement(
+            select(schema.events.c.id).where(
+                (schema.events.c.study_uid == bindparam("study_uid")) & (schema.events.c.what == bindparam("what"))
+            ),
             dialect,
         )
         self.add_event = _Statement(insert(schema.events).values(_bind(schema.events, skip=("id",))), dialect)

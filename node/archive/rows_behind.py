@@ -78,23 +78,24 @@ class RowsBehind:
         self._thread.join()
 
     def _run(self) -> None:
-        most = MOST
-        while group := self._next(most):
+        alone = 0  # so many are committed one by one, to see which of them it is
+        while group := self._next(1 if alone else MOST):
+            alone = max(0, alone - 1)
             try:
+                group = [each for each in group if self._is_readable(*each)]
                 self._ingest.commit_acknowledged([arrival for arrival, _ in group])
                 for arrival, spooled in group:
                     if arrival.outcome is None:
                         self._ingest.settle_conflict(arrival)
                     self._finish(arrival, spooled)
-                most = MOST
             except Exception as error:  # whatever it is, what was acknowledged stays
                 if not self._ingest.is_at_fault(error):
                     if self._refuse(error):
                         return
-                elif most > 1:
-                    most = 1  # one by one, to see which it is
+                elif len(group) > 1:
+                    alone = len(group)
                 else:
-                    self._leave(*group[0], error)
+                    self._set_aside(*group[0], error)
 
     def _next(self, most: int) -> list[tuple[Arrival, SpoolFile]]:
         """The oldest without a row, a moment after the first came; none when all is done and the end is near."""
@@ -111,28 +112,37 @@ class RowsBehind:
                 arrival.received_from,
             )
         spooled.close()
-        self._forget_oldest()
-
-    def _forget_oldest(self) -> None:
         with self._changed:
-            self._waiting.popleft()
-            self._settled += 1
             if self._refused:
                 _log.warning("the database takes rows again")
             self._refused = ""
+        self._forget(arrival, spooled)
+
+    def _forget(self, arrival: Arrival, spooled: SpoolFile) -> None:
+        with self._changed:
+            self._waiting.remove((arrival, spooled))
+            self._settled += 1
             self._changed.notify_all()
 
-    def _leave(self, arrival: Arrival, spooled: SpoolFile, error: Exception) -> None:
+    def _is_readable(self, arrival: Arrival, spooled: SpoolFile) -> bool:
+        """Wait for the digest, before the database is locked; what the disk does not give back is set aside."""
+        try:
+            _ = spooled.sha256
+        except ArchiveError as error:
+            self._set_aside(arrival, spooled, error)
+            return False
+        return True
+
+    def _set_aside(self, arrival: Arrival, spooled: SpoolFile, error: Exception) -> None:
         """An instance that will never have a row as it is: kept for a person, and out of the others' way."""
         uid, sender = arrival.identity.sop_instance_uid, arrival.received_from
         what = f"ALARM: instance {uid} from {sender} was acknowledged and cannot have a row ({type(error).__name__})"
-        told = f"{what}: it stays in spool/{spooled.path.name}"
+        told = f"{what}: it stays in spool/, as {spooled.token}"
         _log.error(told)
         with suppress(SQLAlchemyError), self._database.write() as connection:
             record_event(connection, "receive", arrival.identity.study_uid, told)
-        spooled.leave()
-        spooled.close()
-        self._forget_oldest()
+        _owe(spooled)
+        self._forget(arrival, spooled)
 
     def _refuse(self, error: Exception) -> bool:
         """Take nothing more until the database does; True when the end is near and the next start sees to the rest."""
@@ -146,6 +156,13 @@ class RowsBehind:
             if not self._changed.wait_for(lambda: self._closing, _RETRY_S):
                 return False
             for _, spooled in self._waiting:
-                spooled.leave()
-                spooled.close()
+                _owe(spooled)
             return True
+
+
+def _owe(spooled: SpoolFile) -> None:
+    try:
+        spooled.owe()
+    except ArchiveError as error:  # it lives as long as the machine
+        _log.error("an acknowledged instance without a row, %s, is not on the disk: %s", spooled.path, error)
+    spooled.close()

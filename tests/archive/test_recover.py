@@ -87,24 +87,47 @@ def test_what_came_again_meanwhile_is_there_once_and_a_conflict_is_told(archive:
     assert list((archive.storage / "spool").iterdir()) == []
 
 
-def test_what_a_machine_left_that_has_died_since_is_not_believed(
+def test_what_a_machine_left_that_has_ended_since_is_told_as_lost(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a sync a machine's death may take any part of a file."""
+    """Without a sync a machine's end may take any part of a file."""
     named, identity = left_behind(archive, named=True, relaxed=True)
     monkeypatch.setattr(files, "_boot", lambda: "another-")
-    assert recover(archive) == Recovered(unacknowledged=1)
+    assert recover(archive) == Recovered(lost=1)
     assert not named.exists()
     assert not (archive.storage / instance_path(identity, named.stem)).exists()
+    (event,) = archive.events(identity.study_uid)
+    assert event.what.startswith(f"ALARM: instance {identity.sop_instance_uid} from CT1")
 
 
-def test_what_another_machine_left_is_left_to_it(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
-    named, _ = left_behind(archive, named=True, relaxed=True)
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(files, "_machine", lambda: "another-")
-        assert not recover(archive)
-        assert named.exists()
+def test_zeros_where_an_unsynced_file_was_are_no_instance(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system may know a file's size and not its content; and what comes again takes its place."""
+    image = ct()
+    left_behind(archive, named=True, relaxed=True, image=image)
     assert recover(archive) == Recovered(adopted=1)
+    (instance,) = archive.instances(1)
+    whole = (archive.storage / instance.path).read_bytes()
+    (archive.storage / instance.path).write_bytes(bytes(len(whole)))
+    assert not recover(archive), "the machine has not ended: nobody reads its content"
+    monkeypatch.setattr(files, "_boot", lambda: "another-")
+    assert recover(archive) == Recovered(missing=1)
+    assert archive.study(image.StudyInstanceUID).state == StudyState.QUARANTINED
+    with archive.spool_file() as spooled:
+        spooled.write(file_header(image.SOPClassUID, image.SOPInstanceUID, "1.2.840.10008.1.2.1", "CT1"), hashed=False)
+        spooled.write(encode(image))
+        of = Identity(
+            image.SOPClassUID,
+            image.SOPInstanceUID,
+            image.StudyInstanceUID,
+            image.SeriesInstanceUID,
+            "1.2.840.10008.1.2.1",
+        )
+        assert archive.keep_instance(spooled, of, "CT1") is Outcome.STORED
+    (instance,) = archive.instances(1)
+    assert (archive.storage / instance.path).read_bytes() == whole
+    study = archive.study(image.StudyInstanceUID)
+    assert (study.state, study.reason, study.revision) == (StudyState.RECEIVING, "", 2)
+    assert not recover(archive)
 
 
 def test_what_cannot_be_read_now_stays(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,12 +199,17 @@ def test_a_lost_file_that_comes_again_is_whole_again(archive: Archive, tmp_path:
     list(import_path(tmp_path / "images", archive))
     lost, other = (archive.storage / one.path for one in archive.instances(1))
     damage(lost)
+    assert recover(archive) == Recovered(missing=1)
+    assert archive.studies()[0].state == StudyState.QUARANTINED
     assert [one.outcome for one in import_path(tmp_path / "images", archive)].count(Outcome.STORED) == 1
     assert not recover(archive)
-    assert archive.study(archive.studies()[0].study_uid).instances == 2
+    (study,) = archive.studies()
+    assert (study.instances, study.state, study.reason) == (2, StudyState.RECEIVING, "")
     assert len(list((archive.storage / "instances").rglob("*.dcm"))) == 2
     assert other.exists()
-    assert any("missing or cut, came again" in event.what for event in archive.events(archive.studies()[0].study_uid))
+    assert any(
+        "missing or damaged, came again" in event.what for event in archive.events(archive.studies()[0].study_uid)
+    )
 
 
 def test_a_clean_stop_makes_the_next_start_short(archive: Archive, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from node.archive import rows_behind
 from node.archive.files import Digester
-from node.archive.ingest import Ingest
+from node.archive.ingest import Ingest, Outcome
 from node.archive.recover import Recovered, recover
 from node.archive.rows_behind import RowsBehind
 from node.archive.store import Archive
@@ -178,6 +178,55 @@ def test_what_has_no_row_at_the_end_is_adopted_at_the_next_start(
     assert instance.sop_instance_uid == image.SOPInstanceUID
     assert (archive.storage / instance.path).read_bytes() == header + encode(image)
     assert files(archive, "spool") == []
+
+
+def test_what_is_owed_at_an_orderly_end_outlives_the_machine(
+    archive: Archive, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = ct()
+    of = identity(sop_instance_uid=image.SOPInstanceUID, study_uid=image.StudyInstanceUID)
+    header = file_header(image.SOPClassUID, image.SOPInstanceUID, "1.2.840.10008.1.2.1", "CT1")
+    with monkeypatch.context() as broken:
+        broken.setattr(ingest, "_insert", refuse(archive))
+        with closing(RowsBehind(ingest, archive.database)) as behind:
+            take(archive, behind, of, header + encode(image))
+    monkeypatch.setattr("node.archive.files._boot", lambda: "another-")
+    assert recover(archive) == Recovered(adopted=1)
+    assert archive.study(image.StudyInstanceUID).instances == 1
+
+
+def test_a_durable_door_makes_what_is_here_as_safe(
+    archive: Archive, behind: RowsBehind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(archive, behind, identity())
+    assert behind.settle()
+    (instance,) = archive.instances(1)
+    synced: list[str] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda each: synced.append(os.readlink(f"/proc/self/fd/{each}")) or fsync(each))
+    with archive.spool_file() as spooled:
+        spooled.write(b"content")
+        assert archive.keep_instance(spooled, identity(), "CT2") is Outcome.DUPLICATE
+    assert str(archive.storage / instance.path) in synced
+
+
+def test_one_bad_image_costs_no_more_than_each_alone(
+    archive: Archive, ingest: Ingest, behind: RowsBehind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = Mock(side_effect=ingest._insert)
+
+    def insert(cursor, arrival, now):
+        if arrival.identity.sop_instance_uid == "1.3.99":
+            raise ValueError("a string literal cannot contain NUL")
+        return inner(cursor, arrival, now)
+
+    monkeypatch.setattr(ingest, "_insert", insert)
+    with ingest._committing:
+        for number in range(100):
+            take(archive, behind, identity(number))
+    assert behind.settle(30)
+    assert archive.study("1.1").instances == 99
+    assert inner.call_count < 500
 
 
 def test_it_does_not_fall_behind_without_bound(

@@ -109,7 +109,7 @@ def test_plastimatch_makes_the_same_label_map(shared_data: Path, name: str, tmp_
 
 @pytest.mark.parametrize("name", sorted(set(VOLUMES) - {"enhanced_mr_philips"}))  # which has no frame of reference
 def test_contours_lie_in_their_images_by_what_the_images_say(shared_data: Path, name: str, tmp_path: Path) -> None:
-    """Multi-frame and tilted ones: back in the pixels of the frame that it refers to, a contour is the outline there."""
+    """Multi-frame and tilted ones: in the pixels of the frame that it refers to, a contour is the outline there."""
     subject = make_subject(plan_real(shared_data, name))
     findings = measure(subject)
     structures = dcmread(write(findings, tmp_path))
