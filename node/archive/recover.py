@@ -99,7 +99,8 @@ def _settle(archive: Archive, path: Path, damaged: set[str]) -> str | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
-        if os.fstat(descriptor).st_nlink < 2:
+        # What is owed a row is synced under its name in the spool; the other one may be lost, and is given again.
+        if os.fstat(descriptor).st_nlink < 2 and path.suffix != OWED_SUFFIX:
             what = "fragments"
         elif (what := _settle_named(archive, LeftFile(path, descriptor), damaged)) is None and path.stem not in damaged:
             return None
@@ -168,15 +169,15 @@ def _leave(left: LeftFile, error: Exception) -> None:
 
 def _settle_damaged(archive: Archive, tokens: set[str]) -> Iterator[str]:
     """Named files without their content: removed where no row stands behind them, else `_report_missing` tells."""
-    if not tokens:
-        return
-    for final in (archive.storage / "instances").glob("*/*/*.dcm"):
-        if final.stem.rpartition("-")[2] in tokens:
-            if _has_row(archive, final.relative_to(archive.storage)):
-                yield "kept"
-            else:
-                remove([final])
-                yield "fragments"
+    finals = (archive.storage / "instances").glob("*/*/*.dcm") if tokens else ()
+    found = {token: final for final in finals if (token := final.stem.rpartition("-")[2]) in tokens}
+    for token in tokens:
+        final = found.get(token)
+        if final is not None and _has_row(archive, final.relative_to(archive.storage)):
+            yield "kept"
+        else:
+            remove([final] if final is not None else [])
+            yield "fragments"
 
 
 def _has_row(archive: Archive, relative: Path, sop_instance_uid: str | None = None) -> bool:

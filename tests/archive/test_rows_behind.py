@@ -180,8 +180,9 @@ def test_what_has_no_row_at_the_end_is_adopted_at_the_next_start(
     assert files(archive, "spool") == []
 
 
+@pytest.mark.parametrize("named", [True, False])  # its folder was not synced
 def test_what_is_owed_at_an_orderly_end_outlives_the_machine(
-    archive: Archive, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+    archive: Archive, ingest: Ingest, monkeypatch: pytest.MonkeyPatch, named: bool
 ) -> None:
     image = ct()
     of = identity(sop_instance_uid=image.SOPInstanceUID, study_uid=image.StudyInstanceUID)
@@ -191,8 +192,13 @@ def test_what_is_owed_at_an_orderly_end_outlives_the_machine(
         with closing(RowsBehind(ingest, archive.database)) as behind:
             take(archive, behind, of, header + encode(image))
     monkeypatch.setattr("node.archive.files._boot", lambda: "another-")
+    if not named:
+        (final,) = files(archive, "instances")
+        final.unlink()
     assert recover(archive) == Recovered(adopted=1)
-    assert archive.study(image.StudyInstanceUID).instances == 1
+    (instance,) = archive.instances(1)
+    assert (archive.storage / instance.path).read_bytes() == header + encode(image)
+    assert files(archive, "spool") == []
 
 
 def test_a_durable_door_makes_what_is_here_as_safe(
