@@ -284,16 +284,16 @@ def test_a_model_runs_with_every_protection_and_its_label_map_lies_where_it_belo
     assert prediction.grid.frame_of_reference_uid == "1.2.3"
 
 
-def test_it_can_write_to_its_scratch_folder_which_is_deleted(arena: Arena, forks: ForkServer | None) -> None:
-    def left() -> set[Path]:
-        return set(Path(tempfile.gettempdir()).glob("radnode-model-*"))
-
-    before = left()
+def test_it_can_write_to_its_scratch_folder_which_is_deleted(
+    arena: Arena, forks: ForkServer | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # other tests have models of their own
     hosted = HostedModel(arena.package("scratch"), "cpu", forks=forks)
     assert label_of(hosted, 6) == 2
-    assert [path for path in left() - before for path in path.rglob("own")]
+    (scratch,) = tmp_path.glob("radnode-model-*")
+    assert list(scratch.rglob("own"))
     hosted.close()
-    assert left() <= before
+    assert list(tmp_path.glob("radnode-model-*")) == []
 
 
 @pytest.mark.parametrize(

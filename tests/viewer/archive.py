@@ -24,6 +24,7 @@ from node.infer.results import Boxes
 from node.report.findings import measure
 from node.report.kinds import SegForm
 from node.report.results import Result, make_results
+from node.report.rtstruct import make_rtstruct
 from node.report.seg import make_seg
 from node.report.subject import Subject
 from tests.report.cases import CREATED
@@ -88,6 +89,14 @@ class Archive:
     def measured(self) -> Shown:
         """Its SR."""
         return _of_kind(self.philips, "sr")
+
+    @cached_property
+    def structures(self) -> Shown:
+        """Its structure set."""
+        (structures,) = make_rtstruct(self.philips.findings)
+        result = Result("rtstruct", structures)
+        self._store([result.encode()])
+        return Shown(self.philips.subject, result.dataset)
 
     @cached_property
     def labelmap(self) -> Shown:

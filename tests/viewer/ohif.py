@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -128,6 +129,18 @@ class Viewer:
             "[...document.querySelectorAll('svg.svg-layer polyline')].map(line => line.getAttribute('points'))"
         )
         return [np.array(points.replace(",", " ").split(), float).reshape(-1, 2) for points in drawn]
+
+    def contours(self) -> list[tuple[tuple[int, ...], NDArray[np.float64]]]:
+        """The contours of structure sets: colour (sRGB) and (n, 2) x and y in pixels of `pixels()`."""
+        drawn = self.page.evaluate(
+            "[...document.querySelectorAll('svg.svg-layer path[stroke^=rgb]')]"
+            ".map(path => [path.getAttribute('stroke'), path.getAttribute('d')])"
+        )
+        numbers = [[re.findall(r"-?[\d.]+(?:e-?\d+)?", text) for text in both] for both in drawn]
+        return [
+            (tuple(int(each) for each in colour[:3]), np.array(points, float).reshape(-1, 2))
+            for colour, points in numbers
+        ]
 
     def arrows(self) -> list[NDArray[np.float64]]:
         """Where the arrows to points begin and end: (2, 2) x and y each."""

@@ -29,6 +29,7 @@ def main(folder: Path) -> None:
                 "ohif-siemens-labelmap": (archive.labelmap, show_segments),
                 "ohif-boxes-sr": (archive.boxes, show_mass),
                 "ohif-philips-sr": (archive.measured, show_volume),
+                "ohif-philips-rtstruct": (archive.structures, show_segments),
             }.items():
                 viewer = Viewer(browser, origin.url)
                 save(viewer, shown, prepare, folder / f"{name}.jpg")

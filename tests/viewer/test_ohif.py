@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from skimage.draw import polygon2mask
 
 from node.infer.manifest import Measurement
 from node.infer.results import Box, Boxes
@@ -37,6 +38,27 @@ def test_segments_lie_where_they_are_in_their_own_colours(archive: Archive, view
             wrong = agreement(seen, screen.draw(plane))
             assert wrong < agreement(seen, wanted) - 0.02, f"slice {index + 1} looks like {other}"
         check_the_image(screen, viewer.window(), shown.volume.array[index], seen)
+
+
+def test_contours_of_a_structure_set_enclose_the_segments(archive: Archive, viewer: Viewer) -> None:
+    shown = archive.structures
+    labels = shown.subject.labelmap.array
+    viewer.open(*shown.opened)
+    viewer.wait_for_segments(*(segment.name for segment in shown.subject.manifest.segments.values()))
+    colours = {label: to_rgb(colour) for label, colour in segment_colors(shown.subject.manifest).items()}
+    for index in slices_that_differ(labels):
+        viewer.show(shown.volume.slices[index].sop_instance_uid)
+        screen = Screen(viewer, shown.volume, index)
+        drawn = viewer.contours()
+        for label, colour in colours.items():
+            enclosed = np.zeros(screen.inside.shape, bool)
+            for seen, points in drawn:
+                if np.abs(np.subtract(seen, colour)).max() <= 2:
+                    enclosed ^= polygon2mask(enclosed.shape, points[:, ::-1] - 0.5)
+            right, others = labels[index], (labels[index, :, ::-1], labels[-1 - index])
+            agrees = overlap(enclosed, screen.draw(right) == label)
+            assert agrees > 0.95, f"segment {label} on slice {index + 1}: {agrees:.2f}"
+            assert all(overlap(enclosed, screen.draw(other) == label) < agrees - 0.02 for other in others)
 
 
 def agreement(seen: NDArray[np.uint16], wanted: NDArray[np.generic]) -> float:
